@@ -1,0 +1,109 @@
+"""What "the same as the original" means: for numbers, in half precision, and for whatever generate returns."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import Cache, EncoderDecoderCache
+
+# Absolute and relative, for values that went through some layers in float32 by another order of summation.
+FLOAT32_TOLERANCE = 2e-4
+EXACT = 0.0
+
+
+def assert_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float = FLOAT32_TOLERANCE) -> None:
+    """Compare shape, dtype and values; infinities and NaNs have to be in the same places."""
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+def assert_half_close(flash: torch.Tensor, original: torch.Tensor, reference: torch.Tensor) -> None:
+    """In half precision: at most twice the original's own error against float32, and a small floor.
+
+    The floor is two roundings of the largest value, for where the original happens to be exact.
+    """
+    assert flash.dtype == original.dtype
+    assert flash.shape == original.shape == reference.shape
+    floor = 2 * torch.finfo(flash.dtype).eps * reference.abs().max().item()
+    flash_error = (flash.float() - reference).abs().max().item()
+    original_error = (original.float() - reference).abs().max().item()
+    assert flash_error <= 2 * original_error + floor, (
+        f"error {flash_error:.3g} against float32, the original's is {original_error:.3g} (floor {floor:.3g})"
+    )
+
+
+def assert_same(actual: Any, expected: Any, tolerance: float = FLOAT32_TOLERANCE, path: str = "output") -> None:
+    """Compare nested outputs: tensors, tuples, dictionaries, model outputs, caches. Integers must be equal."""
+    if isinstance(expected, torch.Tensor):
+        assert isinstance(actual, torch.Tensor), f"{path}: {type(actual).__name__} for a tensor"
+        try:
+            assert_close(actual, expected, tolerance if expected.is_floating_point() else EXACT)
+        except AssertionError as error:
+            raise AssertionError(f"{path}: {error}\n{actual}\n{expected}") from None
+    elif isinstance(expected, Cache):
+        assert_same(cache_tensors(actual), cache_tensors(expected), tolerance, path)
+    elif isinstance(expected, Mapping):
+        assert type(actual) is type(expected), f"{path}: {type(actual).__name__}, not {type(expected).__name__}"
+        assert list(actual) == list(expected), f"{path}: keys {list(actual)}, not {list(expected)}"
+        for key in expected:
+            assert_same(actual[key], expected[key], tolerance, f"{path}.{key}")
+    elif isinstance(expected, (tuple, list)):
+        assert type(actual) is type(expected), f"{path}: {type(actual).__name__}, not {type(expected).__name__}"
+        assert len(actual) == len(expected), f"{path}: {len(actual)} items, not {len(expected)}"
+        for index, (one, other) in enumerate(zip(actual, expected, strict=True)):
+            assert_same(one, other, tolerance, f"{path}[{index}]")
+    elif isinstance(expected, float):
+        assert abs(actual - expected) <= tolerance * (1 + abs(expected)), f"{path}: {actual}, not {expected}"
+    else:
+        assert actual == expected, f"{path}: {actual!r}, not {expected!r}"
+
+
+def cache_tensors(cache: Cache) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Keys and values of each layer, self-attention's before cross-attention's."""
+    if isinstance(cache, EncoderDecoderCache):
+        return cache_tensors(cache.self_attention_cache) + cache_tensors(cache.cross_attention_cache)
+    return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def tensors(value: Any) -> Iterator[torch.Tensor]:
+    """Every tensor of a nested output."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from tensors(list(value.values()))
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from tensors(item)
+
+
+class OperationCounter(TorchDispatchMode):
+    """Counts ATen operations: an exact measure of whether a call took the fast way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def counted_calls(module: torch.nn.Module) -> Iterator[list[int]]:
+    """Yield a list that gets the batch size of each call of `module`'s forward, without hooking it.
+
+    A forward hook would itself be a reason for the model to leave its fast loop.
+    """
+    calls: list[int] = []
+    forward = module.forward
+
+    def counting_forward(*args: Any, **kwargs: Any) -> Any:
+        calls.append(next(tensors([list(args), kwargs])).shape[0])
+        return forward(*args, **kwargs)
+
+    module.forward = counting_forward
+    try:
+        yield calls
+    finally:
+        del module.forward

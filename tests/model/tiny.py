@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import torch
 from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
+
 from whisper_flash_attention import WhisperFlashAttentionForConditionalGeneration
 
 # The vocabulary, in the order of the real one: text, end, start, languages, tasks, markers, timestamps.
@@ -105,7 +106,7 @@ def spread_weights(model: torch.nn.Module, seed: int) -> None:
             parameter.copy_(0.6 * noise)
         else:
             # Sharper attention than a trained model's, so that which keys are seen matters.
-            gain = 1.5 if "q_proj" in name or "k_proj" in name else 1.3
+            gain = 2.0 if "q_proj" in name or "k_proj" in name else 1.3
             parameter.copy_(gain * noise / parameter[0].numel() ** 0.5)
 
 

@@ -255,8 +255,8 @@ def test_gradients(checkpointing: bool, training: bool, pair: Pair) -> None:
     results = []
     for model in pair:
         model.train(training)
-        if checkpointing:
-            model.gradient_checkpointing_enable()
+        if checkpointing:  # under its newer name where Transformers has that
+            getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
         results.append(gradients(model, mel_features(2)))
     original, flash = results
     assert original.keys() == flash.keys()

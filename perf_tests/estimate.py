@@ -1,0 +1,41 @@
+"""A rough forecast of how long a session takes, for its header. Imports no torch."""
+
+from .cases import CHECKPOINTS, ENCODER_POSITIONS, SETTINGS, Case
+from .plan import Plan
+
+# What a machine does, order of magnitude only. CPU: a 2-core AMD Zen 5, scaled by the number of cores.
+CPU_FLOPS_PER_CORE = 75e9
+CPU_BYTES_PER_SECOND = 14e9
+CPU_LAYER_SECONDS = 0.75e-3
+GPU_FLOPS = 150e12
+GPU_LAYER_SECONDS = 0.25e-3
+BUILD_PARAMETERS_PER_SECOND = 50e6
+# Of one case: warm-ups, memory, parity, counters; these also run the profiler and the reference.
+UNTIMED_ROUNDS = 9
+
+
+def estimate_seconds(plan: Plan, cores: int) -> float:
+    """Seconds for all cases of ``plan`` on ``cores`` CPU cores or on a GPU."""
+    return sum(_case_seconds(case, plan, cores) for case in plan.cases)
+
+
+def round_seconds(case: Case, on_cuda: bool, cores: int) -> float:
+    """Seconds for one round: the encoder by its operations, each token by the decoder's bytes and layers."""
+    dims, setting = CHECKPOINTS[case.checkpoint], SETTINGS[case.setting]
+    width, positions = dims.d_model, ENCODER_POSITIONS
+    per_encoder_layer = 2 * positions * (4 * width**2 + 2 * width * dims.ffn) + 4 * positions**2 * width
+    encoder = setting.batch_size * dims.encoder_layers * per_encoder_layer
+    decoder_weights = case.decoder_layers * (8 * width**2 + 2 * width * dims.ffn) + dims.vocab_size * width
+    if on_cuda:
+        return encoder / GPU_FLOPS + setting.new_tokens * (1 + case.decoder_layers) * GPU_LAYER_SECONDS
+    flops = CPU_FLOPS_PER_CORE * cores
+    token = max(4 * decoder_weights / CPU_BYTES_PER_SECOND, 2 * setting.batch_size * decoder_weights / flops)
+    return encoder / flops + setting.new_tokens * (token + (2 + case.decoder_layers) * CPU_LAYER_SECONDS)
+
+
+def _case_seconds(case: Case, plan: Plan, cores: int) -> float:
+    dims = CHECKPOINTS[case.checkpoint]
+    per_round = round_seconds(case, plan.on_cuda, cores)
+    timed = plan.rounds_of(case.setting) * (2 if case.implementation == "flash" else 1)
+    parameters = 12 * (dims.encoder_layers + 1.4 * case.decoder_layers) * dims.d_model**2
+    return (timed + UNTIMED_ROUNDS) * per_round + parameters / BUILD_PARAMETERS_PER_SECOND

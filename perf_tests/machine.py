@@ -1,0 +1,64 @@
+"""pytest plugin: what the run's ``machine_info`` says about the GPU, the libraries and torch's switches."""
+
+from importlib import metadata
+from typing import Any
+
+import pytest
+
+from .options import PLAN
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    """Add the suite's keys (``schema.MACHINE_INFO``) to pytest-benchmark's."""
+    machine_info.update(describe_machine(config.stash[PLAN].device))
+
+
+def describe_machine(device: str) -> dict[str, Any]:
+    """Describe the machine as seen from ``device``. Imports torch."""
+    import torch
+
+    matmul = torch.backends.cuda.matmul
+    return {
+        "gpu": _describe_gpu(device) if device.startswith("cuda") else None,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "transformers": version_of("transformers"),
+        "xformers": version_of("xformers"),
+        "whisper_flash_attention": version_of_package(),
+        "thread_count": torch.get_num_threads(),
+        "tf32_matmul": bool(matmul.allow_tf32),
+        "tf32_cudnn": bool(torch.backends.cudnn.allow_tf32),
+        "reduced_precision_float16": bool(matmul.allow_fp16_reduced_precision_reduction),
+        "reduced_precision_bfloat16": bool(matmul.allow_bf16_reduced_precision_reduction),
+    }
+
+
+def version_of(distribution: str) -> str | None:
+    """The installed version of a distribution, without importing it; ``None`` where it is missing."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def version_of_package() -> str:
+    """The version of the package that the cases import: the checkout's, which need not be the installed one."""
+    import whisper_flash_attention
+
+    return whisper_flash_attention.__version__
+
+
+def _describe_gpu(device: str) -> dict[str, Any]:
+    import torch
+
+    from .measure.device import query_nvml
+
+    properties = torch.cuda.get_device_properties(torch.device(device))
+    nvml = query_nvml(device)
+    return {
+        "name": properties.name,
+        "memory_bytes": properties.total_memory,
+        "driver": nvml.driver,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "mig": nvml.mig,
+    }

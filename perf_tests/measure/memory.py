@@ -1,0 +1,111 @@
+"""The peak of one round as the allocator saw it, in a pass of its own, weights included.
+
+On CUDA the caching allocator keeps the figures; the implementation must be alone on the device. On a CPU they come
+from the profiler's memory events, which repeat to the last byte, whatever else lives in the process.
+"""
+
+import json
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from ..subject import Subject, collect_garbage
+
+ROUND = "perf_tests: measured round"
+
+
+class Memory(NamedTuple):
+    """Bytes; ``reserved`` on CUDA only."""
+
+    model: int
+    peak_allocated: int
+    peak_reserved: int | None
+
+
+def measure_memory(subject: Subject) -> Memory:
+    """Measure a freshly built ``subject``: one warm-up round, then the round that counts.
+
+    What an implementation builds and keeps in the warm-up (fused weights, caches) is part of its peak.
+    """
+    return _measure_cuda(subject) if subject.place.device.type == "cuda" else _measure_cpu(subject)
+
+
+def _measure_cuda(subject: Subject) -> Memory:
+    device = subject.place.device
+    subject.run_round()
+    collect_garbage(subject.place)
+    torch.cuda.reset_peak_memory_stats(device)
+    subject.run_round()
+    return Memory(
+        model=model_bytes(subject.model),
+        peak_allocated=torch.cuda.max_memory_allocated(device),
+        peak_reserved=torch.cuda.max_memory_reserved(device),
+    )
+
+
+def _measure_cpu(subject: Subject) -> Memory:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        subject.run_round()
+        collect_garbage(subject.place)
+        with record_function(ROUND):
+            subject.run_round()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "trace.json")
+        profiler.export_chrome_trace(str(path))
+        events = json.loads(path.read_bytes())["traceEvents"]
+    storages = model_storages(subject.model)
+    model = sum(storages.values())
+    return Memory(model, model + peak_beyond(events, frozenset(storages)), None)
+
+
+def model_storages(model: torch.nn.Module) -> dict[int, int]:
+    """Address and bytes of each distinct storage behind the parameters and buffers."""
+    storages = (tensor.untyped_storage() for tensor in (*model.parameters(), *model.buffers()))
+    return {storage.data_ptr(): storage.nbytes() for storage in storages}
+
+
+def model_bytes(model: torch.nn.Module) -> int:
+    """Bytes of the distinct storages behind the parameters and buffers."""
+    return sum(model_storages(model).values())
+
+
+def peak_beyond(events: Iterable[dict[str, Any]], model_addresses: frozenset[int]) -> int:
+    """Peak bytes alive in the round marked ``ROUND`` beyond the model's own storages.
+
+    ``events`` are a profiler trace's ``traceEvents``, which cover the model's life since it was built. Counted are
+    the allocations seen in them, so also what warm-up left alive. A model's storage that was allocated within the
+    trace (a fused copy that replaced the parameters) is counted with the model, so not here; a block that was
+    allocated before the trace is one of the model's, or not this implementation's.
+    """
+    trace = list(events)
+    begin, end = _span(trace)
+    memory = sorted(
+        (event for event in trace if event.get("name") == "[memory]" and event["args"]["Device Type"] == 0),
+        key=lambda event: event["args"]["Ev Idx"],
+    )
+    alive: dict[int, int] = {}
+    total = peak = 0
+    for event in memory:
+        address, size = event["args"]["Addr"], event["args"]["Bytes"]
+        if event["ts"] > end:
+            break
+        if size > 0:
+            alive[address] = size
+            total += size
+        else:
+            total -= alive.pop(address, 0)
+        if event["ts"] >= begin:
+            peak = max(peak, total)
+    of_model = sum(size for address, size in alive.items() if address in model_addresses)
+    return peak - of_model
+
+
+def _span(trace: Iterable[dict[str, Any]]) -> tuple[float, float]:
+    for event in trace:
+        if event.get("name") == ROUND and "dur" in event:
+            return event["ts"], event["ts"] + event["dur"]
+    raise ValueError(f"the trace has no event {ROUND!r}")

@@ -1,0 +1,126 @@
+"""Building the models: random weights from a seed, or the Hub's, in the class of each implementation."""
+
+import math
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
+from transformers.models.whisper.modeling_whisper import sinusoids
+
+from whisper_flash_attention import WhisperFlashAttentionForConditionalGeneration
+
+from .cases import CHECKPOINTS, Cell
+from .vocabulary import vocabulary_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SEED = 2023
+WEIGHTS_VERSION = 1
+
+MODEL_CLASSES: "Mapping[str, type[WhisperForConditionalGeneration]]" = {
+    "original": WhisperForConditionalGeneration,
+    "eager": WhisperForConditionalGeneration,
+    "flash": WhisperFlashAttentionForConditionalGeneration,
+}
+LOAD_ARGUMENTS: "Mapping[str, dict[str, Any]]" = {
+    "original": {},
+    "eager": {"attn_implementation": "eager"},
+    "flash": {},
+}
+
+
+class Weights:
+    """The weights of one cell on the host, and the models made from them.
+
+    Every model gets its own copy, so that one that rearranges its storage cannot touch another.
+    """
+
+    def __init__(self, cell: Cell, kind: str) -> None:
+        self.cell = cell
+        self.kind = kind
+        self._random = make_state_dict(make_config(cell)) if kind == "random" else None
+
+    def build(self, implementation: str, device: torch.device, dtype: torch.dtype) -> WhisperForConditionalGeneration:
+        """Build ``implementation`` on ``device`` in ``dtype``, in evaluation mode.
+
+        Raises:
+            RuntimeError: the Hub's checkpoint cannot be had.
+        """
+        model_class, arguments = MODEL_CLASSES[implementation], LOAD_ARGUMENTS[implementation]
+        if self._random is None:
+            model = self._load(model_class, dtype=dtype, **arguments)
+        else:
+            config = make_config(self.cell)
+            copies = {name: tensor.to(dtype, copy=True) for name, tensor in self._random.items()}
+            model = model_class.from_pretrained(None, config=config, state_dict=copies, dtype=dtype, **arguments)
+            settings = vocabulary_of(config.vocab_size).generation_settings()
+            model.generation_config = GenerationConfig(**settings)
+        model.eval()
+        return model.to(device)
+
+    def _load(
+        self, model_class: type[WhisperForConditionalGeneration], **arguments: Any
+    ) -> WhisperForConditionalGeneration:
+        name = CHECKPOINTS[self.cell.checkpoint].hub_id
+        try:
+            return model_class.from_pretrained(name, **arguments)
+        except OSError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise RuntimeError(f"{name} is neither in the Hub's cache nor to be had: {reason}") from None
+
+
+def make_config(cell: Cell) -> WhisperConfig:
+    """The checkpoint's published configuration, with the cell's number of decoder layers."""
+    dims = CHECKPOINTS[cell.checkpoint]
+    vocabulary = vocabulary_of(dims.vocab_size)
+    return WhisperConfig(
+        vocab_size=dims.vocab_size,
+        num_mel_bins=dims.mel_bins,
+        d_model=dims.d_model,
+        encoder_layers=dims.encoder_layers,
+        decoder_layers=cell.decoder_layers,
+        encoder_attention_heads=dims.heads,
+        decoder_attention_heads=dims.heads,
+        encoder_ffn_dim=dims.ffn,
+        decoder_ffn_dim=dims.ffn,
+        bos_token_id=vocabulary.end_of_text,
+        eos_token_id=vocabulary.end_of_text,
+        pad_token_id=vocabulary.end_of_text,
+        decoder_start_token_id=vocabulary.prompt[0],
+        begin_suppress_tokens=None,
+    )
+
+
+def make_state_dict(config: WhisperConfig) -> dict[str, torch.Tensor]:
+    """Random float32 weights for ``config``, each tensor from a seed of its own (its name's).
+
+    So a model with fewer decoder layers shares the tensors it has with the deeper one. Unlike Transformers'
+    initialisation (all of it 0.02, biases zero, attention next to uniform) the scales are a trained model's: peaked
+    attention, biases and layer norms that count, logits that depend on audio and on every earlier token. An error
+    in a mask or a cache then shows in the logits instead of drowning.
+    """
+    with torch.device("meta"):
+        shapes = {name: t.shape for name, t in WhisperForConditionalGeneration(config).state_dict().items()}
+    shapes.pop("proj_out.weight")  # tied to the token embedding
+    return {name: _make_tensor(name, shape) for name, shape in shapes.items()}
+
+
+def _make_tensor(name: str, shape: torch.Size) -> torch.Tensor:
+    if name == "model.encoder.embed_positions.weight":
+        return sinusoids(*shape)
+    is_scale = "layer_norm" in name and name.endswith("weight")
+    if "layer_norm" in name:
+        width = 0.2
+    elif "embed" in name:
+        width = 0.05
+    elif name.endswith("bias"):
+        width = 0.05
+    else:
+        gain = 2.0 if "q_proj" in name or "k_proj" in name else 0.5 if "out_proj" in name or "fc2" in name else 1.0
+        width = gain / math.sqrt(shape[1:].numel())
+    generator = torch.Generator().manual_seed(SEED + zlib.crc32(name.encode()))
+    # Uniform: a fifth of the time of normal numbers. sqrt(3) makes `width` the standard deviation.
+    limit = width * math.sqrt(3)
+    return torch.empty(shape).uniform_(-limit, limit, generator=generator).add_(float(is_scale))

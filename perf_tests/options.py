@@ -1,0 +1,98 @@
+"""pytest plugin: the suite's command-line options, and the plan made from them."""
+
+import sys
+
+import pytest
+
+from . import cases
+from .plan import (
+    DEFAULT_DATASET,
+    DTYPES,
+    WEIGHTS,
+    BadInput,
+    Options,
+    Plan,
+    Probes,
+    count_cuda_devices,
+    cpu_computes,
+    make_plan,
+    nvidia_driver_present,
+)
+
+PLAN = pytest.StashKey[Plan]()
+TEST_FILES = "perf_tests"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the ``--perf-`` options. Values are checked in ``pytest_configure``, to answer in one line."""
+    add = parser.getgroup("perf", "performance suite (perf_tests)").addoption
+    add(
+        "--perf-preset",
+        metavar="NAME",
+        help=f"Which cells: {', '.join(cases.PRESETS)}. Default: quick on a CPU, paper on a GPU.",
+    )
+    add("--perf-device", metavar="DEVICE", help="cpu, cuda or cuda:N. Default: cuda where there is a GPU.")
+    add(
+        "--perf-dtype",
+        metavar="DTYPE",
+        help=f"{', '.join(DTYPES)}. Default: float32 on a CPU, float16 on a GPU.",
+    )
+    add("--perf-rounds", metavar="N", help="Timed rounds per case. Default: the setting's, fewer in preset quick.")
+    add(
+        "--perf-dataset",
+        metavar="NAME_OR_DIR",
+        help=f"Speech: a data set on the Hub, a folder, or 'synthetic'. Default: {DEFAULT_DATASET}, and"
+        " synthetic audio where that cannot be had.",
+    )
+    add(
+        "--perf-weights",
+        metavar="KIND",
+        default="random",
+        help=f"{' or '.join(WEIGHTS)}. Pretrained weights run the full-depth rows only. Default: random (seeded).",
+    )
+    select = {"action": "append", "default": []}
+    add("--perf-checkpoint", metavar="NAME", help=f"Only this one of {', '.join(cases.CHECKPOINTS)}.", **select)
+    add("--perf-decoder-layers", metavar="N", help="Only cells with N decoder layers.", **select)
+    add("--perf-setting", metavar="NAME", help=f"Only this one of {', '.join(cases.SETTINGS)}.", **select)
+    add("--perf-implementation", metavar="NAME", help=f"Only this one of {', '.join(cases.IMPLEMENTATIONS)}.", **select)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the plan, so that bad input ends the session before anything is collected."""
+    # pytest-benchmark keeps raw rounds in a saved run only when asked; the gate needs them.
+    config.option.benchmark_save_data = True
+    # It warns where a case failed before it was timed and where nothing was measured; the journal deals with both.
+    config.addinivalue_line("filterwarnings", "ignore::pytest_benchmark.logger.PytestBenchmarkWarning")
+    try:
+        config.stash[PLAN] = make_plan(read_options(config), _probes(config))
+    except BadInput as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+def read_options(config: pytest.Config) -> Options:
+    """The ``--perf-`` options as typed."""
+    value = config.getoption
+    return Options(
+        preset=value("perf_preset"),
+        device=value("perf_device"),
+        dtype=value("perf_dtype"),
+        rounds=value("perf_rounds"),
+        dataset=value("perf_dataset"),
+        weights=value("perf_weights"),
+        checkpoints=tuple(value("perf_checkpoint")),
+        decoder_layers=tuple(value("perf_decoder_layers")),
+        settings=tuple(value("perf_setting")),
+        implementations=tuple(value("perf_implementation")),
+    )
+
+
+def is_perf_item(item: pytest.Item) -> bool:
+    """Whether ``item`` is a case of the suite, as opposed to an ordinary test."""
+    return item.path.parent.name == TEST_FILES and "benchmark" in getattr(item, "fixturenames", ())
+
+
+def _probes(config: pytest.Config) -> Probes:
+    """The machine's probes; where nothing will run, an NVIDIA driver is taken for a GPU to spare torch's import."""
+    if config.option.collectonly:
+        return Probes(nvidia_driver_present, lambda: sys.maxsize, cpu_computes)
+    return Probes(nvidia_driver_present, count_cuda_devices, cpu_computes)

@@ -1,0 +1,172 @@
+"""How a case is measured: memory, parity, counters, then paired rounds, each in a pass of its own."""
+
+import gc
+import hashlib
+import json
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+
+from .audio import SYNTHETIC_VERSION, Speech
+from .cases import CHECKPOINTS, SETTINGS, WINDOW_SECONDS, Case, Cell
+from .intervals import estimate_speedup
+from .measure.counters import count_round
+from .measure.device import StateWatch
+from .measure.memory import measure_memory
+from .measure.time import Benchmark, time_rounds
+from .models import SEED, WEIGHTS_VERSION, Weights
+from .parity import Reference, check_parity, make_reference
+from .plan import Plan
+from .progress import Progress
+from .schema import SCHEMA_VERSION
+from .subject import FEATURES_VERSION, Place, Stage, Subject, make_features
+
+CONTROL = "original"
+
+
+class Workspace:
+    """What the cases of one cell share on the host: weights, features, and what their outputs are compared with."""
+
+    def __init__(self, cell: Cell, plan: Plan, speech: Speech, place: Place) -> None:
+        self.cell = cell
+        self.place = place
+        self._weights = Weights(cell, plan.weights)
+        self._features = make_features(cell, speech)
+        self._reference: Reference | None = None
+
+    def stage(self) -> Stage:
+        """A stage for one case."""
+        return Stage(self.cell, self._weights, self._features, self.place)
+
+    def reference(self, stage: Stage) -> Reference:
+        """The cell's reference, made at first need: not before the memory pass, which wants the device alone."""
+        if self._reference is None:
+            self._reference = make_reference(stage)
+        return self._reference
+
+
+class Procedure:
+    """Measures cases as ``plan`` says, and leaves what it finds in pytest-benchmark's fixture."""
+
+    def __init__(self, plan: Plan, speech: Speech, progress: Progress) -> None:
+        self.plan = plan
+        self.speech = speech
+        self.progress = progress
+
+    def measure(self, case: Case, workspace: Workspace, stage: Stage, benchmark: Benchmark) -> None:
+        """Run all passes over ``case``.
+
+        Raises:
+            ParityError: the outputs are not the original's; nothing was timed then.
+        """
+        benchmark.group = case.cell.id
+        self.progress.phase("building the model")
+        subject = stage.build(case.implementation)
+        info = benchmark.extra_info
+        info.update(self.describe(case, subject))
+        self.progress.phase("memory")
+        info.update(record_memory(subject))
+        self.progress.phase("parity")
+        info["parity"] = check_parity(subject, stage, workspace.reference(stage))
+        self.progress.phase("counters")
+        info.update(record_counters(subject))
+        info["attention_backend"] = subject.attention_backend()
+        control = stage.build(CONTROL).run_round if case.implementation == "flash" else None
+        rounds = self.plan.rounds_of(case.setting)
+        self.progress.phase("timing", rounds)
+        info.update(self.time(case, subject, benchmark, rounds, control))
+
+    def time(
+        self,
+        case: Case,
+        subject: Subject,
+        benchmark: Benchmark,
+        rounds: int,
+        control: Callable[[], None] | None,
+    ) -> dict[str, Any]:
+        """The timed pass; returns what it adds to the record."""
+        subject.run_round()
+        gc.collect()
+        with StateWatch(self.plan.device) as watch:
+            control_seconds = time_rounds(
+                benchmark, subject.run_round, rounds, control=control, between=self.progress.rounds_done
+            )
+        seconds = list(benchmark.stats.stats.data) if benchmark.stats is not None else []
+        record: dict[str, Any] = {"control": None, "speedup": None, "device_state": watch.state}
+        if control_seconds is not None and seconds:
+            record["control"] = {"implementation": CONTROL, "rounds_seconds": control_seconds}
+            record["speedup"] = estimate_speedup(control_seconds, seconds)._asdict()
+        return record | rates(case, seconds)
+
+    def describe(self, case: Case, subject: Subject) -> dict[str, Any]:
+        """What was run, on what."""
+        setting = SETTINGS[case.setting]
+        parameters = {id(parameter): parameter.numel() for parameter in subject.model.parameters()}
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "case_definition": define(case.cell, self.plan, self.speech.name),
+            "device": self.plan.device,
+            "dtype": self.plan.dtype,
+            "batch_size": setting.batch_size,
+            "new_tokens": setting.new_tokens,
+            "weights": self.plan.weights,
+            "audio": self.speech.name,
+            "parameter_count": sum(parameters.values()),
+        }
+
+
+def record_memory(subject: Subject) -> dict[str, Any]:
+    """The memory pass, under the recorded keys."""
+    memory = measure_memory(subject)
+    return {
+        "model_memory_bytes": memory.model,
+        "peak_memory_allocated_bytes": memory.peak_allocated,
+        "peak_memory_reserved_bytes": memory.peak_reserved,
+    }
+
+
+def record_counters(subject: Subject) -> dict[str, Any]:
+    """The counters' pass, under the recorded keys."""
+    counters = count_round(subject)
+    return {
+        "aten_op_count": counters.aten_ops,
+        "flop_count": counters.flops,
+        "kernel_launch_count": counters.kernel_launches,
+        "host_sync_count": counters.host_syncs,
+    }
+
+
+def rates(case: Case, seconds: list[float]) -> dict[str, float | None]:
+    """Tokens per second and real-time factor of the median round; ``None`` where nothing was timed."""
+    if not seconds:
+        return {"tokens_per_second": None, "real_time_factor": None}
+    setting, middle = SETTINGS[case.setting], median(seconds)
+    return {
+        "tokens_per_second": setting.batch_size * setting.new_tokens / middle,
+        "real_time_factor": middle / (setting.batch_size * WINDOW_SECONDS),
+    }
+
+
+def define(cell: Cell, plan: Plan, audio: str) -> str:
+    """Short hash of what defines the work: two runs with the same one did the same.
+
+    Not in it: the implementation (the id has it), the commit, the package's version, the number of rounds.
+    """
+    setting = SETTINGS[cell.setting]
+    definition = {
+        "dims": CHECKPOINTS[cell.checkpoint]._asdict(),
+        "decoder_layers": cell.decoder_layers,
+        "batch_size": setting.batch_size,
+        "new_tokens": setting.new_tokens,
+        "dtype": plan.dtype,
+        "device_type": torch.device(plan.device).type,
+        "weights": plan.weights,
+        "weights_version": WEIGHTS_VERSION,
+        "seed": SEED,
+        "audio": audio,
+        "audio_version": SYNTHETIC_VERSION,
+        "features_version": FEATURES_VERSION,
+    }
+    return hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,209 @@
+"""Every key that the suite records, declared once: name, type, unit, meaning, whether null is allowed.
+
+Three tables: ``EXTRA_INFO`` (beside each case's rounds), ``MACHINE_INFO`` (what the suite adds to
+pytest-benchmark's) and ``PERF_CASES`` (one entry of the run's top-level list). ``validate_run`` checks a whole
+run's JSON against them and returns what is wrong as text.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+SCHEMA_VERSION = 1
+OUTCOMES = ("passed", "failed", "skipped")
+
+
+class Field(NamedTuple):
+    """One recorded key. ``kind`` is a JSON type: ``string``, ``integer``, ``number``, ``boolean``, ``numbers``,
+    ``strings`` (an object of strings) or ``object`` (described by ``fields``). Numbers are finite.
+    """  # noqa: D205 - the sentence needs two lines
+
+    name: str
+    kind: str
+    unit: str | None
+    meaning: str
+    nullable: bool = False
+    fields: tuple["Field", ...] = ()
+
+
+_CONTROL = (
+    Field("implementation", "string", None, "what ran as the control"),
+    Field("rounds_seconds", "numbers", "s", "the control's time before each round, paired with stats.data"),
+)
+_SPEEDUP = (
+    Field("median", "number", None, "median over the pairs of control / flash"),
+    Field("low", "number", None, "lower end of the 95 % interval of the median; null with a single pair", nullable=True),
+    Field("high", "number", None, "upper end of the 95 % interval of the median; null with a single pair", nullable=True),
+)
+_PARITY = (
+    Field("max_abs_error", "number", "logit", "largest difference of a teacher-forced logit from the reference"),
+    Field("original_max_abs_error", "number", "logit", "the original's own difference; 0 where it is the reference"),
+    Field("bound", "number", "logit", "what max_abs_error may be at most"),
+    Field("reference_max_abs", "number", "logit", "largest magnitude among the reference's logits"),
+    Field("reference", "string", None, "what the error is against, e.g. `original float32`"),
+    Field("tokens_equal", "boolean", None, "whether the greedy tokens are the original's, all of them"),
+    Field("first_difference", "integer", "token", "index of the first new token that differs", nullable=True),
+    Field(
+        "token_regret",
+        "number",
+        "logit",
+        "how far below the reference's best a chosen token lies, at most; half precision only",
+        nullable=True,
+    ),
+    Field("token_regret_bound", "number", "logit", "what token_regret may be at most", nullable=True),
+)
+_DEVICE_STATE = (
+    Field("load_average", "number", "processes", "the system's 1-minute load average after timing", nullable=True),
+    Field("foreign_cpu_cores", "number", "cores", "cores kept busy by other processes while timing, on average"),
+    Field("cpu_frequency_hz", "number", "Hz", "the CPU's clock after timing", nullable=True),
+    Field("gpu_sm_clock_hz", "number", "Hz", "the GPU's SM clock after timing", nullable=True),
+    Field("gpu_temperature_celsius", "number", "°C", "the GPU's temperature after timing", nullable=True),
+    Field("gpu_throttle_reasons", "integer", None, "NVML's bit mask of clock throttle reasons", nullable=True),
+    Field("gpu_foreign_processes", "integer", "processes", "other processes that use the GPU", nullable=True),
+)
+
+EXTRA_INFO = (
+    Field("schema_version", "integer", None, "version of this registry"),
+    Field("case_definition", "string", None, "short hash of what defines the work"),
+    Field("device", "string", None, "where it ran: `cpu`, `cuda` or `cuda:1`"),
+    Field("dtype", "string", None, "of weights and features: `float32`, `float16` or `bfloat16`"),
+    Field("batch_size", "integer", "windows", "30 s windows of audio per round"),
+    Field("new_tokens", "integer", "tokens", "tokens generated per window, forced"),
+    Field("weights", "string", None, "`random` (seeded) or `pretrained`"),
+    Field("audio", "string", None, "`synthetic` or the data set's name"),
+    Field("parameter_count", "integer", "parameters", "distinct parameters of the model"),
+    Field("attention_backend", "strings", None, "which kernel served which kind of call"),
+    Field("model_memory_bytes", "integer", "B", "distinct storage of parameters and buffers, after warm-up"),
+    Field("peak_memory_allocated_bytes", "integer", "B", "the allocator's peak in one round, weights included"),
+    Field("peak_memory_reserved_bytes", "integer", "B", "the allocator's reserved peak; CUDA only", nullable=True),
+    Field("aten_op_count", "integer", "ops", "operators dispatched in one round"),
+    Field("flop_count", "integer", "FLOP", "floating-point operations of one round's products and attention"),
+    Field("kernel_launch_count", "integer", "launches", "a replayed graph counts as one; CUDA only", nullable=True),
+    Field("host_sync_count", "integer", "syncs", "host waits for the device in one round; CUDA only", nullable=True),
+    Field("control", "object", None, "the paired control rounds; flash only", nullable=True, fields=_CONTROL),
+    Field("speedup", "object", None, "control / flash; flash only", nullable=True, fields=_SPEEDUP),
+    Field("parity", "object", None, "the numerical check", fields=_PARITY),
+    Field("tokens_per_second", "number", "tokens/s", "new tokens of the whole batch over the median round"),
+    Field("real_time_factor", "number", None, "median round over the duration of the 30 s windows it took"),
+    Field("device_state", "object", None, "the machine's state beside the rounds", fields=_DEVICE_STATE),
+)
+
+MACHINE_INFO = (
+    Field(
+        "gpu",
+        "object",
+        None,
+        "the GPU in use; null on a CPU",
+        nullable=True,
+        fields=(
+            Field("name", "string", None, "e.g. `NVIDIA H200`"),
+            Field("memory_bytes", "integer", "B", "total device memory"),
+            Field("driver", "string", None, "NVIDIA driver version", nullable=True),
+            Field("compute_capability", "string", None, "e.g. `9.0`"),
+            Field("mig", "boolean", None, "whether MIG is on", nullable=True),
+        ),
+    ),
+    Field("torch", "string", None, "version"),
+    Field("cuda", "string", None, "version that torch was built for", nullable=True),
+    Field("transformers", "string", None, "version"),
+    Field("xformers", "string", None, "version, where installed", nullable=True),
+    Field("whisper_flash_attention", "string", None, "version"),
+    Field("thread_count", "integer", "threads", "torch's intra-op threads"),
+    Field("tf32_matmul", "boolean", None, "whether CUDA matrix products may use TF32"),
+    Field("tf32_cudnn", "boolean", None, "whether cuDNN may use TF32"),
+    Field("reduced_precision_float16", "boolean", None, "whether float16 products may reduce in float16"),
+    Field("reduced_precision_bfloat16", "boolean", None, "whether bfloat16 products may reduce in bfloat16"),
+)
+
+PARAMS = (
+    Field("checkpoint", "string", None, "a name of cases.CHECKPOINTS"),
+    Field("decoder_layers", "integer", "layers", "decoder layers the model is built with"),
+    Field("setting", "string", None, "a name of cases.SETTINGS"),
+    Field("implementation", "string", None, "a name of cases.IMPLEMENTATIONS"),
+)
+
+PERF_CASES = (
+    Field("id", "string", None, "the item's name, e.g. `test_generate[tiny.en-4-single-flash]`"),
+    Field("outcome", "string", None, " or ".join(OUTCOMES)),
+    Field("reason", "string", None, "why it failed or was skipped; null when it passed", nullable=True),
+)
+
+
+def validate_run(run: Mapping[str, Any]) -> list[str]:
+    """Check a run's JSON (as a mapping) against the registry; return the problems, none if it is whole."""
+    problems = list(validate(run.get("machine_info"), MACHINE_INFO, "machine_info", only=False))
+    entries = run.get("perf_cases")
+    if not isinstance(entries, list):
+        return [*problems, "perf_cases: missing, or not a list"]
+    for index, entry in enumerate(entries):
+        problems += validate(entry, PERF_CASES, f"perf_cases[{index}]")
+        if isinstance(entry, Mapping) and entry.get("outcome") not in OUTCOMES:
+            problems.append(f"perf_cases[{index}].outcome: {entry.get('outcome')!r} is not one of {OUTCOMES}")
+    passed = {entry.get("id") for entry in entries if entry.get("outcome") == "passed"}
+    for bench in run.get("benchmarks", ()):
+        name = bench.get("name", "?")
+        problems += validate_case(bench)
+        if name not in passed:
+            problems.append(f"{name}: measured, but not passed in perf_cases")
+    measured = {bench.get("name") for bench in run.get("benchmarks", ())}
+    return problems + [f"{name}: passed in perf_cases, but not measured" for name in sorted(passed - measured)]
+
+
+def validate_case(bench: Mapping[str, Any]) -> list[str]:
+    """Check one entry of the run's ``benchmarks``; return the problems."""
+    name = bench.get("name", "?")
+    problems = list(validate(bench.get("params"), PARAMS, f"{name}: params"))
+    problems += validate(bench.get("extra_info"), EXTRA_INFO, f"{name}: extra_info")
+    info = bench.get("extra_info")
+    if not isinstance(info, Mapping) or problems:
+        return problems
+    if info["schema_version"] != SCHEMA_VERSION:
+        problems.append(f"{name}: schema_version {info['schema_version']}, expected {SCHEMA_VERSION}")
+    data = bench.get("stats", {}).get("data")
+    if not data:
+        problems.append(f"{name}: stats.data: no raw rounds")
+    elif info["control"] is not None and len(info["control"]["rounds_seconds"]) != len(data):
+        problems.append(f"{name}: control has {len(info['control']['rounds_seconds'])} rounds for {len(data)}")
+    return problems
+
+
+def validate(value: object, fields: tuple[Field, ...], where: str, *, only: bool = True) -> Iterator[str]:
+    """Check that ``value`` is an object with every key of ``fields``, and no other if ``only``."""
+    if not isinstance(value, Mapping):
+        yield f"{where}: missing, or not an object"
+        return
+    for field in fields:
+        if field.name not in value:
+            yield f"{where}.{field.name}: missing"
+        else:
+            yield from _validate_value(value[field.name], field, f"{where}.{field.name}")
+    if only:
+        for unknown in sorted(set(value) - {field.name for field in fields}):
+            yield f"{where}.{unknown}: not declared in perf_tests/schema.py"
+
+
+def _validate_value(value: object, field: Field, where: str) -> Iterator[str]:
+    if value is None:
+        if not field.nullable:
+            yield f"{where}: null"
+    elif field.kind == "object":
+        yield from validate(value, field.fields, where)
+    elif not _is(field.kind, value):
+        yield f"{where}: {value!r} is not of kind {field.kind}"
+
+
+def _is(kind: str, value: object) -> bool:
+    match kind:
+        case "string":
+            return isinstance(value, str)
+        case "boolean":
+            return isinstance(value, bool)
+        case "integer":
+            return isinstance(value, int) and not isinstance(value, bool)
+        case "number":
+            return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        case "numbers":
+            return isinstance(value, list) and all(_is("number", item) for item in value)
+        case "strings":
+            return isinstance(value, Mapping) and all(isinstance(item, str) for item in value.values())
+    raise ValueError(f"no such kind: {kind}")

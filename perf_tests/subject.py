@@ -1,0 +1,136 @@
+"""A model under test with its input: what a round does, and what parity asks of it."""
+
+import gc
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
+
+from .audio import SAMPLING_RATE, Speech
+from .cases import CHECKPOINTS, SETTINGS, Cell
+from .models import Weights
+from .vocabulary import vocabulary_of
+
+FEATURES_VERSION = 1
+
+
+class Place(NamedTuple):
+    """Where models and features live, and in which precision."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def synchronize(self) -> None:
+        """Wait until the device has done all it was given; a CPU always has."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+class Subject:
+    """One implementation of one cell, on its device, with the cell's features beside it."""
+
+    def __init__(
+        self,
+        implementation: str,
+        model: WhisperForConditionalGeneration,
+        features: torch.Tensor,
+        arguments: Mapping[str, Any],
+        place: Place,
+    ) -> None:
+        self.implementation = implementation
+        self.model = model
+        self.features = features
+        self.arguments = arguments
+        self.place = place
+
+    def generate(self) -> torch.Tensor:
+        """Generate from the whole batch; return the new tokens, (batch, new tokens), int64 on the device."""
+        # Whisper's generate has no annotations.
+        tokens: torch.Tensor = self.model.generate(self.features, **self.arguments)  # type: ignore[no-untyped-call]
+        return tokens
+
+    def run_round(self) -> None:
+        """What is timed: one ``generate``, and the wait for it. Returns nothing, so no result stays alive."""
+        self.generate()
+        self.place.synchronize()
+
+    def attention_backend(self) -> dict[str, str]:
+        """Which kernel served which kind of call."""
+        backend = getattr(self.model, "attention_backend", None)
+        if isinstance(backend, Mapping):
+            return {str(call): str(kernel) for call, kernel in backend.items()}
+        kernel = str(self.model.config._attn_implementation)
+        return {"encoder": kernel, "decode": kernel}
+
+
+class Stage:
+    """Builds the subjects of one cell and lets go of them: at a case's end all of its memory is free again."""
+
+    def __init__(self, cell: Cell, weights: Weights, features: torch.Tensor, place: Place) -> None:
+        self.cell = cell
+        self.place = place
+        self.vocabulary = vocabulary_of(CHECKPOINTS[cell.checkpoint].vocab_size)
+        self._weights = weights
+        self._features = features
+        self._subjects: list[Subject] = []
+
+    def build(self, implementation: str, dtype: torch.dtype | None = None) -> Subject:
+        """Put ``implementation`` on the device, in the session's dtype or in another."""
+        place = self.place._replace(dtype=dtype or self.place.dtype)
+        model = self._weights.build(implementation, place.device, place.dtype)
+        features = self._features.to(place.device, place.dtype)
+        arguments = self.vocabulary.generate_arguments(SETTINGS[self.cell.setting].new_tokens)
+        subject = Subject(implementation, model, features, arguments, place)
+        self._subjects.append(subject)
+        return subject
+
+    @contextmanager
+    def borrow(self, implementation: str, dtype: torch.dtype | None = None) -> Iterator[Subject]:
+        """A subject for the length of a ``with`` block."""
+        subject = self.build(implementation, dtype)
+        try:
+            yield subject
+        finally:
+            self._subjects.remove(subject)
+            del subject.model, subject.features
+            collect_garbage(self.place)
+
+    def clear(self) -> None:
+        """Drop every subject's model and features, whoever still holds the subject, and give the memory back."""
+        for subject in self._subjects:
+            del subject.model, subject.features
+        self._subjects.clear()
+        collect_garbage(self.place)
+
+
+def collect_garbage(place: Place) -> None:
+    """Free unreachable tensors and return the allocator's cached blocks to the device."""
+    gc.collect()
+    if place.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def clear_frames(error: BaseException | None) -> None:
+    """Drop the local variables of the frames of ``error`` and of the errors behind it: they may hold a model."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+def make_features(cell: Cell, speech: Speech) -> torch.Tensor:
+    """Log-mel features of the cell's batch, (batch, mel bins, 3000) in float32 on the host.
+
+    A batch larger than the number of clips takes the clips again from the first.
+    """
+    batch_size = SETTINGS[cell.setting].batch_size
+    extractor = WhisperFeatureExtractor(feature_size=CHECKPOINTS[cell.checkpoint].mel_bins)
+    clips = speech.clips[:batch_size]
+    features = extractor(clips, sampling_rate=SAMPLING_RATE, return_tensors="np")["input_features"]
+    repeated = np.resize(features, (batch_size, *features.shape[1:]))
+    return torch.from_numpy(np.ascontiguousarray(repeated, dtype=np.float32))

@@ -1,0 +1,110 @@
+"""What a case's result looks like in a terminal: one line as it ends, and the table at the end. Imports no torch."""
+
+import io
+import shutil
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from .cases import SETTINGS
+from .journal import Entry
+
+FOREIGN_LOAD_CORES = 0.2
+LEAST_WIDTH = 118
+MEGABYTE = 1_000_000
+
+
+def describe_result(entry: Entry) -> str:
+    """One line: time per round, speed-up, peak memory; or why there is none."""
+    if entry.benchmark is None:
+        return f"{entry.outcome.upper()}: {entry.reason}" if entry.reason else entry.outcome
+    info = entry.benchmark["extra_info"]
+    parts = [format_seconds(entry.benchmark["stats"]["median"]) + " per round"]
+    if info["speedup"]:
+        parts.append(format_speedup(info["speedup"]))
+    parts.append(format_bytes(info["peak_memory_allocated_bytes"]))
+    return ", ".join(parts)
+
+
+def render_table(entries: Sequence[Entry], *, colour: bool) -> str:
+    """The table of a session's cases, cell by cell, as text for the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title_justify="left", pad_edge=False)
+    table.add_column("case", no_wrap=True)
+    for name in ("rounds", "time, s", "per round", "speed-up [95 %]", "peak memory", "tokens/s", "ATen ops"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("parity")
+    cell = None
+    for entry in entries:
+        group = entry.benchmark["group"] if entry.benchmark else cell
+        if cell is not None and group != cell:
+            table.add_section()
+        cell = group
+        table.add_row(*_row(entry))
+    width = max(LEAST_WIDTH, shutil.get_terminal_size().columns)
+    console = Console(file=io.StringIO(), width=width, force_terminal=colour, no_color=not colour)
+    console.print(table, markup=False)
+    for note in _notes(entries):
+        console.print(note, markup=False, highlight=False)
+    output: Any = console.file
+    text: str = output.getvalue()
+    return text
+
+
+def format_seconds(seconds: float) -> str:
+    """Three digits that count: ``0.412 s`` or ``7.31 ms``."""
+    return f"{seconds:#.3g} s" if seconds >= 0.1 else f"{seconds * 1000:#.3g} ms"
+
+
+def format_bytes(count: int) -> str:
+    """Decimal megabytes."""
+    return f"{count / MEGABYTE:,.1f} MB"
+
+
+def format_speedup(speedup: dict[str, float | None]) -> str:
+    """The median, with its interval where there is one: ``1.52× [1.50, 1.55]``."""
+    text = f"{speedup['median']:.2f}×"
+    return text if speedup["low"] is None else f"{text} [{speedup['low']:.2f}, {speedup['high']:.2f}]"
+
+
+def describe_parity(parity: dict[str, Any]) -> str:
+    """The largest error beside what is allowed, and where tokens part from the original's."""
+    error = f"{parity['max_abs_error']:.1e} ≤ {parity['bound']:.1e}"
+    if parity["tokens_equal"]:
+        return f"{error}, tokens equal"
+    return f"{error}, tokens differ from {parity['first_difference']}"
+
+
+def _row(entry: Entry) -> Iterable[str]:
+    name = entry.id.partition("[")[2].removesuffix("]") or entry.id
+    if entry.benchmark is None:
+        return [name, "", "", "", "", "", "", "", f"{entry.outcome}: {entry.reason}"]
+    info, stats = entry.benchmark["extra_info"], entry.benchmark["stats"]
+    nominal = SETTINGS[entry.benchmark["params"]["setting"]].rounds
+    flag = " !" if _loaded(info) else ""
+    return [
+        name,
+        str(stats["rounds"]),
+        f"{stats['median'] * nominal:#.4g}{flag}",
+        format_seconds(stats["median"]),
+        format_speedup(info["speedup"]) if info["speedup"] else "",
+        format_bytes(info["peak_memory_allocated_bytes"]),
+        f"{info['tokens_per_second']:.1f}",
+        str(info["aten_op_count"]),
+        describe_parity(info["parity"]),
+    ]
+
+
+def _notes(entries: Sequence[Entry]) -> Iterable[str]:
+    settings = {entry.benchmark["params"]["setting"] for entry in entries if entry.benchmark}
+    if settings:
+        counts = ", ".join(f"{name} {SETTINGS[name].rounds}" for name in SETTINGS if name in settings)
+        yield f"time: median round × the setting's nominal rounds ({counts}); peak memory includes the weights"
+    if any(entry.benchmark and _loaded(entry.benchmark["extra_info"]) for entry in entries):
+        yield f"! other processes kept more than {FOREIGN_LOAD_CORES} cores busy meanwhile: trust ratios, not times"
+
+
+def _loaded(info: dict[str, Any]) -> bool:
+    state = info["device_state"]
+    return bool(state["foreign_cpu_cores"] > FOREIGN_LOAD_CORES or state["gpu_foreign_processes"])

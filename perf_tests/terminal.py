@@ -1,0 +1,124 @@
+"""pytest plugin: what people see: a header, a line per case as it ends, and a table that has memory beside time."""
+
+import os
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from .audio import Speech
+from .estimate import estimate_seconds
+from .journal import JOURNAL, Entry
+from .machine import version_of
+from .options import PLAN, is_perf_item
+from .plan import SYNTHETIC, Plan
+from .progress import Progress, format_duration
+from .table import describe_result, render_table
+
+PROGRESS = pytest.StashKey[Progress]()
+SPEECH = pytest.StashKey[Speech]()
+START = pytest.StashKey[float]()
+
+
+def pytest_report_collectionfinish(config: pytest.Config, items: Sequence[pytest.Item]) -> list[str]:
+    """The header: where and with what the cases run, how many they are and about how long they take."""
+    count = sum(map(is_perf_item, items))
+    if not count or config.option.collectonly:
+        return []
+    return header(config.stash[PLAN], config.stash[SPEECH], count)
+
+
+def header(plan: Plan, speech: Speech, count: int) -> list[str]:
+    """The header's lines; the estimate is for ``count`` of the plan's cases."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    where = describe_cpu(cores) if not plan.on_cuda else "GPU"
+    packages = ("torch", "transformers", "xformers")
+    versions = ", ".join(f"{name} {version_of(name) or 'missing'}" for name in packages)
+    audio = f"{speech.name} audio" if speech.name == SYNTHETIC else f"audio of {speech.name}"
+    if speech.fallback_reason:
+        audio += f" ({speech.fallback_reason})"
+    seconds = estimate_seconds(plan, cores) * count / len(plan.cases)
+    depth = ", full-depth rows only" if plan.weights == "pretrained" else ""
+    return [
+        f"perf: on {plan.device} ({where}) in {plan.dtype}, {plan.weights} weights{depth}, {audio}",
+        f"perf: {versions}",
+        f"perf: preset {plan.preset} ({plan.preset_reason}): {count} cases, about {format_duration(seconds)}",
+    ]
+
+
+def describe_cpu(cores: int) -> str:
+    """The CPU's name, where the system tells it quickly, and how many cores this process may use."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name}, {cores} cores"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the session's progress writer."""
+    config.stash[PROGRESS] = Progress(config)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[object]:
+    """Around a case and its journal entry: the progress, and the case's own line."""
+    config = item.config
+    if not is_perf_item(item) or JOURNAL not in config.stash:
+        return (yield)
+    progress, journal = config.stash[PROGRESS], config.stash[JOURNAL]
+    start = config.stash.setdefault(START, time.monotonic())
+    progress.start(_case_id(item.name))
+    handled = yield
+    progress.finish()
+    done, total = len(journal.entries), len(journal.selected)
+    left = (time.monotonic() - start) / done * (total - done)
+    end = f", {format_duration(left)} left" if done < total else ""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and config.get_verbosity() >= 0:
+        entry = journal.entries[item.name]
+        width = len(str(total))
+        reporter.ensure_newline()
+        reporter.write_line(
+            f"[{done:{width}}/{total}] {_case_id(item.name)}: {describe_result(entry)}{end}",
+            red=entry.outcome == "failed",
+            yellow=entry.outcome == "skipped",
+        )
+    return handled
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_report_teststatus(
+    report: pytest.TestReport | pytest.CollectReport, config: pytest.Config
+) -> tuple[str, str, str] | None:
+    """No letter for a case: it has a line of its own."""
+    journal = config.stash.get(JOURNAL, None)
+    if journal is None or config.get_verbosity() > 0 or not isinstance(report, pytest.TestReport):
+        return None
+    if report.nodeid.rpartition("::")[2] not in journal.selected:
+        return None
+    if report.passed:
+        return ("passed" if report.when == "call" else "", "", "")
+    category = "error" if report.failed and report.when != "call" else report.outcome
+    return category, "", ""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """The table of all cases, after pytest-benchmark's."""
+    if JOURNAL not in config.stash:
+        return
+    journal = config.stash[JOURNAL]
+    entries: list[Entry] = list(journal.entries.values())
+    if entries:
+        terminalreporter.section("performance")
+        terminalreporter.write(render_table(entries, colour=terminalreporter.hasmarkup))
+    if journal.path.exists():
+        terminalreporter.write_line(f"perf: the session was cut short; what was measured is in {journal.path}")
+
+
+def _case_id(name: str) -> str:
+    return name.partition("[")[2].removesuffix("]") or name

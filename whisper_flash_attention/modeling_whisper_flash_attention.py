@@ -1,12 +1,250 @@
-"""Stub, being written."""
+"""Transformers' Whisper with attention and decoding swapped.
 
-from transformers import WhisperForConditionalGeneration
+Everything that is not here is the original's: the classes below subclass Transformers' and override what differs.
+"""
+
+import copy
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
+from transformers.generation import GenerationMode
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.whisper.modeling_whisper import WhisperAttention, WhisperEncoderLayer
+
+from . import decoding, kernels, layout
+from .captured_decoding import GreedySession
+from .flash_attention import WhisperFlashAttention
+from .kv_cache import CacheShape, WhisperKVCache
+
+_layout_lock = threading.Lock()  # a model may decode in two threads, and only one may move its weights
 
 
-class WhisperFlashAttentionForConditionalGeneration(WhisperForConditionalGeneration):
-    """Stub, being written."""
+class WhisperFlashAttentionEncoderLayer(WhisperEncoderLayer):  # type: ignore[misc]
+    """An encoder layer whose feed-forward part, at inference, is two products: the GELU rides on the first."""
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:  # noqa: D102
+        fuses = (
+            kernels.onednn_serves(hidden_states)
+            and not self.training
+            and self.self_attn.config.activation_function == "gelu"
+            and kernels.is_plain(self.fc1, self.fc2)
+            and not kernels.has_hooks(self.activation_fn)
+        )
+        if not fuses:
+            return super().forward(hidden_states, attention_mask, **kwargs)  # type: ignore[no-any-return]
+        normed = self.self_attn_layer_norm(hidden_states)
+        attended, _ = self.self_attn(hidden_states=normed, attention_mask=attention_mask, **kwargs)
+        hidden_states = hidden_states + attended
+        normed = self.final_layer_norm(hidden_states)
+        expanded = kernels.linear(normed, self.fc1.weight, self.fc1.bias, gelu=True)
+        return kernels.linear(expanded, self.fc2.weight, self.fc2.bias, residual=hidden_states)
+
+
+class WhisperFlashAttentionForConditionalGeneration(WhisperForConditionalGeneration):  # type: ignore[misc]
+    """Whisper for transcription and translation, with exact memory-efficient attention and fast decoding.
+
+    A drop-in for Transformers' `WhisperForConditionalGeneration`: same constructor, `from_pretrained`, weights, state
+    dict, outputs and `generate`.
+
+    Attributes:
+        fast_decoding: Whether `generate` uses this project's decoding loop; set it to False for Transformers' own.
+            `generate(..., fast_decoding=...)` decides for one call.
+        cross_attention: How decoding attends to the encoder: `"stored"` keeps every layer's keys and values,
+            `"shared"` attends to the encoder states themselves, which are `2 · layers` times smaller and give the
+            same result, and `"auto"` takes what the tables of this project name as faster on the device.
+    """
+
+    fast_decoding: bool = True
+    cross_attention: Literal["auto", "stored", "shared"] = "auto"
+    _decoder_weights: layout.DecoderWeights | None = None
+    _session: GreedySession | None = None
+    _decoding_backend: dict[str, str] | None = None
+
+    def __init__(self, config: WhisperConfig) -> None:
+        super().__init__(config)
+        # The classes differ in behaviour alone, so the modules that the original made become ours where they stand:
+        # no second initialisation, and a seed gives the weights that it gives the original.
+        for module in self.modules():
+            if type(module) is WhisperAttention:
+                module.__class__ = WhisperFlashAttention
+            elif type(module) is WhisperEncoderLayer:
+                module.__class__ = WhisperFlashAttentionEncoderLayer
 
     @property
     def attention_backend(self) -> dict[str, str]:
-        """Which kernel served which kind of call, e.g. ``{"encoder": "sdpa", "decode": "matmul"}``."""
-        return {"encoder": "sdpa", "decode": "sdpa"}
+        """Which kernel served which kind of call last, for the kinds that have been called.
+
+        Keys: `encoder`; `decoder` (called as a module); in `generate`'s loop `decode` (self-attention), `cross`,
+        `linear` and `step`. Values name the kernel: `xformers`, `sdpa`, `matmul`, `eager`; for `cross` also what is
+        attended to.
+        """
+        backends = {}
+        for name, layers in (("encoder", self.model.encoder.layers), ("decoder", self.model.decoder.layers)):
+            backend = getattr(layers[0].self_attn, "backend", None) if len(layers) else None
+            if backend is not None:
+                backends[name] = backend
+        return backends | (self._decoding_backend or {})
+
+    def generate(self, *args: Any, fast_decoding: bool | None = None, **kwargs: Any) -> Any:
+        """Generate token ids, as the original's `generate` does, with the same arguments and one more.
+
+        Args:
+            args: As the original's.
+            fast_decoding: Whether this project's decoding loop may be used; `self.fast_decoding` where None.
+            kwargs: As the original's.
+
+        Returns:
+            As the original's.
+        """
+        fast = self.fast_decoding if fast_decoding is None else fast_decoding
+        implementation = self.config._attn_implementation
+        token = decoding.current_call.set(decoding.GenerateCall(fast=fast))
+        try:
+            return super().generate(*args, **kwargs)
+        finally:
+            decoding.current_call.reset(token)
+            # Word timestamps make the original switch to eager attention for good.
+            if self.config._attn_implementation != implementation:
+                self.config._attn_implementation = implementation
+
+    def generate_with_fallback(self, *args: Any, **named: Any) -> Any:
+        """Generate one window of every audio, as the original does, with this project's loop where it can be used."""
+        call = decoding.current_call.get()
+        if call is None or not call.fast or args or not self._can_decode_fast(**named):
+            return super().generate_with_fallback(*args, **named)
+        kwargs = named["kwargs"] | {"custom_generate": decoding.decode}
+        if kwargs.get("encoder_outputs") is None:
+            config = self.config
+            shape = (len(named["decoder_input_ids"]), config.max_source_positions, config.d_model)
+            kwargs["encoder_outputs"] = decoding.DeferredEncoderOutputs(
+                last_hidden_state=torch.empty((), dtype=self.dtype, device=self.device).expand(shape)
+            )
+            call.keeps_states = len(named["temperatures"]) > 1
+        try:
+            return super().generate_with_fallback(**named | {"kwargs": kwargs})
+        except decoding.NotHandledError:
+            return super().generate_with_fallback(**named)
+
+    def _can_decode_fast(
+        self,
+        *,
+        generation_config: GenerationConfig,
+        kwargs: dict[str, Any],
+        synced_gpus: bool | None = False,
+        **_: Any,
+    ) -> bool:
+        """Whether nothing about a call is lost when Transformers hands it to a custom loop."""
+        foreign = ("custom_generate", "assistant_model", "streamer", "past_key_values", "decoder_attention_mask")
+        if synced_gpus or any(kwargs.get(key) is not None for key in foreign):
+            return False
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            return False
+        mode = generation_config.get_generation_mode()
+        return mode in {GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE} and layout.is_plain_decoder(
+            self.model.decoder, self.proj_out
+        )
+
+    def detect_language(
+        self,
+        input_features: Tensor | None = None,
+        encoder_outputs: Tensor | BaseModelOutput | None = None,
+        generation_config: GenerationConfig | None = None,
+        num_segment_frames: int = 3000,
+    ) -> Tensor:
+        """Detect the language of each audio, as the original does; `generate` then uses the same encoder states."""
+        call = decoding.current_call.get()
+        if call is not None and call.fast and input_features is not None and encoder_outputs is None:
+            features = input_features[:, :, :num_segment_frames]
+            with torch.no_grad():
+                encoder_outputs = self.model.encoder(features)
+            call.features, call.states = features, encoder_outputs[0]
+            input_features = None
+        return super().detect_language(  # type: ignore[no-any-return]
+            input_features=input_features,
+            encoder_outputs=encoder_outputs,
+            generation_config=generation_config,
+            num_segment_frames=num_segment_frames,
+        )
+
+    def decoder_weights(self) -> layout.DecoderWeights:
+        """The decoder's weights laid out for decoding; laid out again where a parameter has got new storage."""
+        decoder, projection = self.model.decoder, self.proj_out
+        with _layout_lock:
+            weights = self._decoder_weights
+            if weights is None or weights.storages != layout.storages_of(decoder, projection):
+                weights = layout.lay_out(decoder, projection)
+                self._decoder_weights = weights
+            return weights
+
+    def stores_cross_attention(self, batch: int) -> bool:
+        """Whether decoding `batch` audios stores the cross-attention's keys and values."""
+        if self.cross_attention == "auto":
+            return kernels.prefers_stored_cross(self.device.type, batch)
+        if self.cross_attention not in {"stored", "shared"}:
+            raise ValueError(f'cross_attention is "auto", "stored" or "shared", not {self.cross_attention!r}.')
+        return self.cross_attention == "stored"
+
+    @contextmanager
+    def greedy_session(
+        self, shape: CacheShape, chooser: decoding.TokenChooser, *, stores_cross: bool, captures: bool
+    ) -> Iterator[GreedySession | None]:
+        """Lend the buffers and graphs of captured decoding for one call, the last call's where they fit.
+
+        Args:
+            shape: Dimensions of the cache.
+            chooser: Ends of sequences.
+            stores_cross: Whether cross keys and values are stored.
+            captures: Whether the call can be captured; None is lent where it cannot.
+        """
+        if not captures:
+            yield None
+            return
+        weights, eos, pad = self.decoder_weights(), chooser.stopping.eos, chooser.pad
+        with _layout_lock:
+            session, self._session = self._session, None
+        if session is None or not session.serves(weights, shape, eos, pad, stores_cross=stores_cross):
+            session = None  # lets go of the old buffers before the new ones are made
+            session = GreedySession(weights, shape, eos, pad, stores_cross=stores_cross, captures=True)
+        yield session
+        self._session = session
+
+    def note_decoding(self, cache: WhisperKVCache, *, captured: bool) -> None:
+        """Remember which kernels served a call of `generate`'s loop, for `attention_backend`."""
+        keys = cache.self_keys[0]
+        is_shared = cache.cross_buffer is None
+        with torch.no_grad():
+            linear = "onednn" if kernels.onednn_serves(keys) else "torch"
+        self._decoding_backend = {
+            "decode": "sdpa" if kernels.prefers_fused(keys, keys) else "matmul",
+            "cross": f"matmul over {'encoder states' if is_shared else 'stored keys'}",
+            "linear": linear,
+            "step": "graph" if captured else "eager",
+        }
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
+        """Save as the original does: same files, same names, same bytes."""
+        with _layout_lock:
+            layout.restore(self.model.decoder, self.proj_out)
+            self._decoder_weights = self._session = None
+        if kwargs.get("state_dict") is not None:
+            kwargs["state_dict"] = {name: tensor.contiguous() for name, tensor in kwargs["state_dict"].items()}
+        return super().save_pretrained(*args, **kwargs)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        # .to(), .half() and the like give parameters new storage: let go of the old one first.
+        self._decoder_weights = self._session = None
+        return super()._apply(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled: everything but the laid-out weights, which are views of the parameters."""
+        state = copy.copy(self.__dict__)
+        for name in ("_decoder_weights", "_session"):
+            state.pop(name, None)
+        return state

@@ -1,0 +1,176 @@
+"""Greedy decoding as one CUDA graph per step.
+
+Nearly every kernel of a decoding step is shorter than its launch, so the step is captured once and replayed: from
+the embedding to the chosen token, its place among the ids, and the flags of the finished sequences. Positions and
+flags stay on the device; the host looks at the flags once in `CHECK_EVERY` tokens.
+
+The graph holds addresses, so everything that a step touches lives in a `GreedySession`, which outlives the call and
+serves the next one of the same shape. `GreedySession.step` is plain code: without a GPU it runs as it is.
+"""
+
+import torch
+from torch import Tensor
+
+from .decode_step import run_decoder
+from .kv_cache import CacheShape, WhisperKVCache
+from .layout import DecoderWeights
+from .logits import Suppression
+
+CHECK_EVERY = 16
+"""Tokens between two looks at the flags of the finished sequences: a look stalls the device for about one step, and
+what is decoded past the end is cut off."""
+
+SPAN_STEP = 64
+"""Cached positions are attended to in multiples of this; each multiple is a graph of its own."""
+
+
+class GreedySession:
+    """Static buffers of greedy decoding for one shape, and the graphs captured over them.
+
+    Args:
+        weights: The decoder.
+        shape: Dimensions of the cache.
+        eos: `(n,)`, ids that end a sequence, or None.
+        pad: `()`, the id that follows the end.
+        stores_cross: Whether cross keys and values are stored; else the step attends to `states`.
+        captures: Whether steps are captured and replayed, which needs a CUDA device.
+
+    Attributes:
+        cache: Keys and values, filled by the caller up to the prompt.
+        states: `(batch, frames, d)`, the encoder states, or None where cross keys and values are stored.
+        ids: `(batch, capacity + 1)`, the tokens.
+    """
+
+    def __init__(
+        self,
+        weights: DecoderWeights,
+        shape: CacheShape,
+        eos: Tensor | None,
+        pad: Tensor | None,
+        *,
+        stores_cross: bool,
+        captures: bool,
+    ) -> None:
+        table = weights.token_embedding
+        device, dtype = table.device, table.dtype
+        self.weights, self.captures = weights, captures
+        self.cache = WhisperKVCache(shape, dtype, device, stores_cross=stores_cross)
+        self.states = (
+            None if stores_cross else torch.empty(shape.batch, shape.frames, table.shape[1], dtype=dtype, device=device)
+        )
+        self.ids = torch.zeros(shape.batch, shape.capacity + 1, dtype=torch.long, device=device)
+        self.eos, self.pad = eos, pad
+        self._slots = torch.arange(shape.capacity, device=device)
+        self._tokens = torch.zeros(shape.batch, dtype=torch.long, device=device)
+        self._position = torch.zeros(1, dtype=torch.long, device=device)
+        self._unfinished = torch.ones(shape.batch, dtype=torch.bool, device=device)
+        self._forbidden = torch.zeros(weights.projection.shape[0], dtype=dtype, device=device)
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+
+    def serves(
+        self,
+        weights: DecoderWeights,
+        shape: CacheShape,
+        eos: Tensor | None,
+        pad: Tensor | None,
+        *,
+        stores_cross: bool,
+    ) -> bool:
+        """Whether a call with these can use the session: same memory, same shape, same end."""
+        return (
+            weights is self.weights
+            and shape == self.cache.shape
+            and stores_cross == (self.states is None)
+            and _same_tokens(eos, self.eos)
+            and _same_tokens(pad, self.pad)
+        )
+
+    def hold_states(self, states: Tensor) -> Tensor:
+        """Copy encoder states to where the graphs read them."""
+        assert self.states is not None
+        return self.states.copy_(states)
+
+    def start(self, tokens: Tensor, length: int) -> None:
+        """Take the first chosen tokens `(batch,)`, the last of a sequence of `length` tokens that `ids` now holds."""
+        self._tokens.copy_(tokens)
+        self._position.fill_(length - 1)
+        self._unfinished.fill_(True)
+        if self.eos is not None:
+            self._unfinished.copy_((tokens[:, None] != self.eos).all(dim=1))
+
+    def run(self, length: int, max_length: int, suppression: Suppression | None) -> int:
+        """Decode until every sequence has ended or `max_length`, into `ids`.
+
+        Args:
+            length: Tokens that `ids` holds, prompt and first token included.
+            max_length: Tokens at which decoding ends.
+            suppression: What may not be chosen.
+
+        Returns:
+            The number of tokens that `ids` holds for the longest sequence.
+        """
+        start, vector = length, None
+        while length < max_length:
+            if self.eos is not None and (length - start) % CHECK_EVERY == 0 and not bool(self._unfinished.any()):
+                break
+            if suppression is not None and suppression.vector(length) is not vector:
+                vector = suppression.vector(length)
+                self._forbidden.copy_(vector)
+            self._advance(min(-(-length // SPAN_STEP) * SPAN_STEP, self.cache.shape.capacity))
+            length += 1
+        return self._trimmed(start, length)
+
+    def step(self, span: int) -> None:
+        """Decode one token per sequence, attending to `span` cached positions of which the later ones are masked."""
+        unwritten = self._slots[:span] > self._position
+        mask = torch.zeros(1, span, dtype=self._forbidden.dtype, device=unwritten.device)
+        mask.masked_fill_(unwritten, torch.finfo(mask.dtype).min)
+        logits = run_decoder(self.weights, self.cache, self._tokens, self._position, span, mask, self.states)
+        tokens = (logits + self._forbidden).argmax(dim=-1)
+        if self.eos is not None:
+            if self.pad is not None:
+                tokens = torch.where(self._unfinished, tokens, self.pad)
+            self._unfinished.logical_and_((tokens[:, None] != self.eos).all(dim=1))
+        self._position.add_(1)
+        self.ids.index_copy_(1, self._position, tokens[:, None])
+        self._tokens.copy_(tokens)
+
+    def _advance(self, span: int) -> None:
+        if not self.captures:
+            self.step(span)
+            return
+        if span not in self._graphs:
+            self._graphs[span] = self._capture(span)
+        self._graphs[span].replay()
+
+    def _capture(self, span: int) -> torch.cuda.CUDAGraph:
+        """Record `step` as a graph. Its state is put back after the warm-up that capture needs."""
+        state = (self._tokens, self._position, self._unfinished, self.ids)
+        saved = [tensor.clone() for tensor in state]
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            self.step(span)
+        torch.cuda.current_stream().wait_stream(side)
+        for tensor, value in zip(state, saved, strict=True):
+            tensor.copy_(value)
+        graph = torch.cuda.CUDAGraph()
+        pool = next(iter(self._graphs.values())).pool() if self._graphs else None
+        with torch.cuda.graph(graph, pool=pool):
+            self.step(span)
+        return graph
+
+    def _trimmed(self, start: int, length: int) -> int:
+        """The length at which the last sequence ended, since decoding runs on between two looks at the flags."""
+        if self.eos is None:
+            return length
+        ended = torch.isin(self.ids[:, start - 1 : length], self.eos).cumsum(dim=1).bool().all(dim=0)
+        if not bool(ended.any()):
+            return length
+        return start + int(ended.int().argmax())
+
+
+def _same_tokens(first: Tensor | None, second: Tensor | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    return torch.equal(first, second)

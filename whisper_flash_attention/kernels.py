@@ -1,0 +1,238 @@
+"""Which kernel serves which call, and the calls themselves.
+
+Every choice is a row of a table with the measurement that made it, so that a reader can check it and a new
+machine can get a row of its own. The choice depends on device, dtype and shape alone, never on a timing taken at
+run time: operator counts stay exact and two runs on one machine do the same work.
+
+Figures are from a 2-core AMD EPYC (Zen 4, AVX-512 with bfloat16), torch 2.13, milliseconds per call unless said
+otherwise. Weights are `(out, in)` as in `torch.nn.Linear`; M is the number of rows multiplied.
+
+| call | M | `F.linear` | oneDNN, rows | oneDNN, columns |
+|---|---|---|---|---|
+| (51864, 384) float32, the vocabulary projection | 1 | 8.8 | 3.2 | 2.8 |
+| | 4 | 13.0 | 6.1 | 3.2 |
+| | 16 | 15.3 | 8.5 | 5.3 |
+| (1152, 384) float32, fused QKV | 1 | 0.187 | 0.119 | 0.095 |
+| | 16 | 0.243 | 0.179 | 0.131 |
+| (384, 1536) float32, `fc2` | 1 | 0.151 | 0.094 | 0.134 |
+| | 16 | 0.245 | 0.184 | 0.162 |
+| (512, 2048) float32, `fc2` | 1 | 0.235 | 0.146 | 0.248 |
+| (1536, 384) float32, `fc1` and GELU in the encoder | 1500 | 10.12 | 8.85 | 8.45 |
+| (51864, 384) bfloat16 | 1 | 2.57 | 2.51 | 2.23 |
+| (384, 1536) bfloat16, `fc2` | 1 | 0.086 | 0.085 | 0.105 |
+
+*Rows* is PyTorch's own layout; *columns* is the weight stored transposed, which `layout.py` does for the weights
+that the decoder multiplies one token at a time.
+
+| encoder self-attention, 6 heads of 64, 1500 frames | SDPA | matmul per head, 500 queries at a time |
+|---|---|---|
+| float32 | 21.4 | 26.8 |
+| bfloat16 | 22.8 | 14.8 |
+
+| cross-attention of one query, 1500 frames, per layer | SDPA | batched matmul |
+|---|---|---|
+| float32, d 384, batch 1 / 16 | 0.09 / 3.2 | 0.07 / 2.9 |
+| bfloat16, d 384, batch 1 / 4 | 0.50 / 6.3 | 0.09 / 0.29 |
+| bfloat16, d 768, batch 16 / 32 | 19.5 / 34.5 | 3.3 / 6.4 |
+"""
+
+import functools
+import platform
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.models.whisper.modeling_whisper import WhisperPositionalEmbedding
+
+QUERY_CHUNK = 500
+"""Queries per chunk of the bfloat16 encoder attention on a CPU: 128 to 1500 were tried, 500 to 1500 tie, and the
+scores of 500 take 1.5 MB per head."""
+
+
+@functools.cache
+def _onednn_dtypes() -> frozenset[torch.dtype]:
+    """The dtypes whose products oneDNN serves faster than `F.linear` on this machine's CPU (the table above)."""
+    if platform.machine() not in {"x86_64", "AMD64"} or not torch.backends.mkldnn.is_available():
+        return frozenset()
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return frozenset()
+    bfloat16 = {torch.bfloat16} if torch.ops.mkldnn._is_mkldnn_bf16_supported() else set()
+    return frozenset({torch.float32} | bfloat16)
+
+
+def onednn_serves(x: Tensor) -> bool:
+    """Whether `linear` hands a product with `x` to oneDNN: inference on a CPU, outside autocast and tracing."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype in _onednn_dtypes()
+        and torch.backends.mkldnn.enabled
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    )
+
+
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False, residual: Tensor | None = None
+) -> Tensor:
+    """Compute `x @ weight.T + bias`, then the exact GELU, or plus `residual`; not both.
+
+    Args:
+        x: `(…, in)`.
+        weight: `(out, in)`, rows or columns contiguous.
+        bias: `(out,)`.
+        gelu: Apply the GELU with the error function (Hendrycks and Gimpel, 2016), not its tanh approximation.
+        residual: `(…, out)`, added to the product.
+
+    Returns:
+        `(…, out)`, always a new tensor.
+    """
+    if onednn_serves(x):
+        product = torch.ops.mkldnn._linear_pointwise
+        if residual is not None:
+            return product.binary(x, residual, weight, bias, "add")  # type: ignore[no-any-return]
+        return product(x, weight, bias, "gelu" if gelu else "none", [], "none")  # type: ignore[no-any-return]
+    y = F.linear(x, weight, bias)
+    if gelu:
+        return F.gelu(y)
+    return y if residual is None else residual + y
+
+
+def prefers_columns(weight: Tensor) -> bool:
+    """Whether a decoder weight `(out, in)` multiplies faster stored transposed: on a CPU, unless it narrows."""
+    return weight.device.type == "cpu" and weight.shape[0] >= weight.shape[1]
+
+
+def prefers_chunked_attention(query: Tensor, key: Tensor) -> bool:
+    """Whether unmasked attention goes to `chunked_attention`: bfloat16 on a CPU whose oneDNN multiplies it."""
+    return (
+        query.dtype == torch.bfloat16 and onednn_serves(query) and query.shape[2] >= QUERY_CHUNK and key.shape[2] > 1
+    )
+
+
+def chunked_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Exact attention without mask by matrix products, a chunk of queries of one head at a time.
+
+    Args:
+        query: `(batch, heads, queries, head_dim)`, any strides.
+        key: `(batch, heads, keys, head_dim)`.
+        value: `(batch, heads, keys, head_dim)`.
+        scale: Factor of the scores.
+
+    Returns:
+        `(batch, heads, queries, head_dim)`; beyond it, `QUERY_CHUNK · keys` scores are alive at a time.
+    """
+    batch, heads, queries, _ = query.shape
+    out = torch.empty_like(query)
+    for b in range(batch):
+        for h in range(heads):
+            key_t, head_value = (key[b, h] * scale).t(), value[b, h]
+            for start in range(0, queries, QUERY_CHUNK):
+                chunk = slice(start, start + QUERY_CHUNK)
+                weights = torch.softmax(query[b, h, chunk] @ key_t, dim=-1)
+                out[b, h, chunk] = weights @ head_value
+    return out
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor | None) -> Tensor:
+    """Exact attention of few queries over few keys, by the faster of PyTorch's fused kernel and matrix products.
+
+    Args:
+        query: `(batch, heads, queries, head_dim)`, any strides.
+        key: `(batch, heads, keys, head_dim)`, any strides.
+        value: `(batch, heads, keys, head_dim)`, any strides.
+        scale: Factor of the scores.
+        mask: Added to the scores, broadcastable to `(queries, keys)`; None for no mask.
+
+    Returns:
+        `(batch, heads, queries, head_dim)`.
+    """
+    if prefers_fused(query, key):
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+    out = attend_by_products(
+        query.flatten(0, 1), key.flatten(0, 1).transpose(1, 2), value.flatten(0, 1), scale, mask
+    )
+    return out.view(query.shape)
+
+
+def prefers_fused(query: Tensor, key: Tensor) -> bool:
+    """Whether few queries over few keys go to PyTorch's fused kernel.
+
+    One query over the cache of the self-attention, 6 heads of 64, microseconds per call, SDPA / products:
+
+    | | keys 27 | 64 | 256 | 448 |
+    |---|---|---|---|---|
+    | float32, batch 1 | 7 / 9 | 8 / 11 | 15 / 17 | 23 / 25 |
+    | float32, batch 16 | 41 / 32 | 66 / 62 | 186 / 180 | 381 / 313 |
+    | bfloat16, batch 1 | 14 / 51 | 25 / 59 | 84 / 74 | 146 / 55 |
+    | bfloat16, batch 16 | 169 / 153 | 336 / 188 | 1329 / 568 | 2395 / 390 |
+    """
+    if query.device.type != "cpu":
+        return False
+    return query.dtype == torch.float32 or query.shape[0] * key.shape[2] <= 128
+
+
+def attend_by_products(query: Tensor, key_t: Tensor, value: Tensor, scale: float, mask: Tensor | None) -> Tensor:
+    """Exact attention of few queries by two batched matrix products.
+
+    Args:
+        query: `(n, queries, features)`; n counts pairs of sequence and head.
+        key_t: `(n, features, keys)`.
+        value: `(n, keys, features)`.
+        scale: Factor of the scores.
+        mask: Added to the scores, broadcastable to `(n, queries, keys)`; None for no mask.
+
+    Returns:
+        `(n, queries, features)`.
+    """
+    if mask is None:
+        scores = torch.baddbmm(_unread(query.dtype, query.device), query, key_t, beta=0, alpha=scale)
+    else:
+        scores = torch.baddbmm(mask, query, key_t, alpha=scale)
+    return torch.bmm(torch.softmax(scores, dim=-1), value)
+
+
+@functools.cache
+def _unread(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The addend of a `baddbmm` with beta = 0, which is never read: one number that broadcasts to any shape."""
+    with torch.inference_mode(False):
+        return torch.zeros((), dtype=dtype, device=device)
+
+
+def prefers_stored_cross(device_type: str, batch: int) -> bool:
+    """Whether the cross-attention's keys and values are stored, rather than attending to the encoder states.
+
+    Milliseconds per layer on the CPU of the tables above, stored / states:
+
+    | | batch 1 | 4 | 16 | 32 |
+    |---|---|---|---|---|
+    | float32, d 384 | 0.07 / 0.22 | 0.63 / 0.61 | 3.5 / 5.0 | 5.5 / 10.2 |
+    | bfloat16, d 768 | 0.19 / 0.31 | 0.85 / 1.14 | 3.3 / 6.4 | 6.4 / 13.3 |
+
+    On a GPU, where a batch is bound by reading the keys and values, half the bytes are read from the states and
+    `2 · layers` times less is kept; not measured yet.
+    """
+    return device_type == "cpu" or batch == 1
+
+
+_STOCK_LAYERS = frozenset({nn.Linear, nn.LayerNorm, nn.Embedding, nn.Conv1d, WhisperPositionalEmbedding})
+
+
+def is_plain(*modules: nn.Module) -> bool:
+    """Whether the modules can be computed from their parameters: stock layers without hooks or patched forward.
+
+    Adapters, quantised layers, offloading and the hooks of a user make a layer more than its weights; what is not
+    plain is called, never bypassed.
+    """
+    return all(type(module) in _STOCK_LAYERS and not has_hooks(module) for module in modules)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling `module` runs more than its class's forward.
+
+    The hooks that Transformers leaves behind after a call with `output_attentions` do not count: they only act while
+    such a call runs.
+    """
+    if "forward" in module.__dict__ or module._forward_pre_hooks or module._backward_hooks:
+        return True
+    return any(hook.__module__ != "transformers.utils.output_capturing" for hook in module._forward_hooks.values())

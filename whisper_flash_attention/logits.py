@@ -1,0 +1,153 @@
+"""Logits processors, prepared once.
+
+Whisper's usual processors only forbid tokens: always, at the first step, or until a minimum length. What they forbid
+is known before decoding starts, so runs of them become one vector that is added to the scores, in place of a search
+through the vocabulary per token. Every other processor runs as it is, in its place.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    MinLengthLogitsProcessor,
+    MinNewTokensLengthLogitsProcessor,
+    SuppressTokensAtBeginLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+)
+
+
+class Rule(NamedTuple):
+    """Tokens that may not be chosen while the sequence is of certain lengths.
+
+    Attributes:
+        tokens: `(n,)`, token ids.
+        first: The shortest sequence, prompt included, that the rule holds for.
+        end: The first length that it does not hold for any more; None for never.
+    """
+
+    tokens: Tensor
+    first: int
+    end: int | None
+
+
+def as_rule(processor: LogitsProcessor) -> Rule | None:
+    """Express a processor as a rule; None where it does more than forbid known tokens at known lengths."""
+    if type(processor) is SuppressTokensLogitsProcessor:
+        return Rule(processor.suppress_tokens, 0, None)
+    if type(processor) is SuppressTokensAtBeginLogitsProcessor:
+        return Rule(processor.begin_suppress_tokens, processor.begin_index, processor.begin_index + 1)
+    if type(processor) is MinLengthLogitsProcessor:
+        return Rule(processor.eos_token_id, 0, processor.min_length)
+    if type(processor) is MinNewTokensLengthLogitsProcessor:
+        return Rule(processor.eos_token_id, 0, processor.prompt_length_to_skip + processor.min_new_tokens)
+    return None
+
+
+class Suppression:
+    """A run of rules as one vector to add: `-inf` for what is forbidden, 0 elsewhere.
+
+    Args:
+        rules: The rules.
+        vocabulary: Number of tokens.
+        dtype: Of the scores.
+        device: Of the scores.
+    """
+
+    def __init__(self, rules: list[Rule], vocabulary: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._rules = rules
+        self._ids = [set(rule.tokens.flatten().tolist()) for rule in rules]
+        self._zeros = torch.zeros(vocabulary, dtype=dtype, device=device)
+        self._vectors: dict[tuple[bool, ...], Tensor] = {}
+
+    def active(self, length: int) -> tuple[bool, ...]:
+        """Which rules hold for a sequence of `length` tokens."""
+        return tuple(rule.first <= length and (rule.end is None or length < rule.end) for rule in self._rules)
+
+    def forbids(self, tokens: set[int], length: int) -> bool:
+        """Whether none of `tokens` can follow a sequence of `length` tokens."""
+        forbidden: set[int] = set()
+        for ids, holds in zip(self._ids, self.active(length), strict=True):
+            if holds:
+                forbidden |= ids
+        return tokens <= forbidden
+
+    def vector(self, length: int) -> Tensor:
+        """What to add, `(vocabulary,)`, when a sequence of `length` tokens is continued."""
+        active = self.active(length)
+        if active not in self._vectors:
+            vector = self._zeros.clone()
+            for rule, holds in zip(self._rules, active, strict=True):
+                if holds:
+                    tokens = rule.tokens.to(vector.device, torch.long).flatten()
+                    vector[tokens[tokens < vector.shape[0]]] = -torch.inf
+            self._vectors[active] = vector
+        return self._vectors[active]
+
+
+class ScoreProcessor:
+    """A list of logits processors, prepared.
+
+    Args:
+        processors: What Transformers prepared for the call.
+        vocabulary: Number of tokens.
+        dtype: Of the scores.
+        device: Of the scores.
+
+    Attributes:
+        dtype: Of the scores.
+    """
+
+    def __init__(
+        self, processors: LogitsProcessorList, vocabulary: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.dtype = dtype
+        self._stages: list[Suppression | LogitsProcessor] = []
+        rules: list[Rule] = []
+        for processor in processors:
+            rule = as_rule(processor)
+            if rule is not None:
+                rules.append(rule)
+                continue
+            if rules:
+                self._stages.append(Suppression(rules, vocabulary, dtype, device))
+                rules = []
+            self._stages.append(processor)
+        if rules:
+            self._stages.append(Suppression(rules, vocabulary, dtype, device))
+
+    @property
+    def is_suppression(self) -> bool:
+        """Whether the whole list only forbids known tokens at known lengths, so that a captured step can hold it."""
+        return all(isinstance(stage, Suppression) for stage in self._stages)
+
+    @property
+    def suppression(self) -> Suppression | None:
+        """The one suppression that such a list comes down to; None where nothing is forbidden."""
+        stage = self._stages[0] if len(self._stages) == 1 else None
+        return stage if isinstance(stage, Suppression) else None
+
+    def forbids(self, tokens: set[int], length: int) -> bool:
+        """Whether none of `tokens` can follow a sequence of `length` tokens; False where a processor might lift it."""
+        last = self._stages[-1] if self._stages else None
+        return isinstance(last, Suppression) and last.forbids(tokens, length)
+
+    def __call__(self, ids: Tensor, length: int, scores: Tensor) -> Tensor:
+        """Process scores.
+
+        Args:
+            ids: `(batch, capacity)`, the first `length` columns written.
+            length: Tokens so far, prompt included.
+            scores: `(batch, vocabulary)`.
+
+        Returns:
+            The processed scores.
+        """
+        for stage in self._stages:
+            if isinstance(stage, Suppression):
+                scores = scores + stage.vector(length)
+            else:
+                scores = stage(ids[:, :length], scores)
+        return scores

@@ -113,3 +113,33 @@ def counted_calls(module: torch.nn.Module) -> Iterator[list[int]]:
         yield calls
     finally:
         del module.forward
+
+
+@torch.no_grad()
+def assert_half_tokens_agree(
+    flash: torch.Tensor,
+    original: torch.Tensor,
+    half_model: torch.nn.Module,
+    reference_model: torch.nn.Module,
+    features: torch.Tensor,
+    prompt: list[int],
+) -> None:
+    """Greedy tokens in half precision: equal up to a near-tie, if they differ at all.
+
+    `flash` and `original` are what generate returned; where a row first differs, the two candidates' logits
+    of the float32 `reference_model` may be no further apart than two errors that `assert_half_close` allows.
+    """
+    for row in range(original.shape[0]):
+        length = min(flash.shape[1], original.shape[1])
+        different = (flash[row, :length] != original[row, :length]).nonzero()
+        if len(different) == 0:
+            continue
+        step = int(different[0])
+        prefix = torch.cat([torch.tensor(prompt, device=original.device), original[row, :step]])[None]
+        one = features[row : row + 1]
+        reference = reference_model(one.float(), decoder_input_ids=prefix).logits[0, -1]
+        half = half_model(one, decoder_input_ids=prefix).logits[0, -1]
+        error = (half.float() - reference).abs().max().item()
+        floor = 2 * torch.finfo(half.dtype).eps * reference.abs().max().item()
+        margin = (reference[original[row, step]] - reference[flash[row, step]]).abs().item()
+        assert margin <= 4 * error + 2 * floor, f"row {row}, step {step}: no near-tie, {margin:.3g} apart"

@@ -1,8 +1,8 @@
 """Loads the performance suite's plugins: options, machine information, journal and terminal output.
 
-``pytest-benchmark compare`` imports this file too (and asks it for its scale-unit and group-stats hooks, which
-are left to pytest-benchmark), so nothing here may import torch, and no group-stats hook may be defined that
-could return ``None``.
+``pytest-benchmark compare`` imports this file too (and asks it for its scale-unit and group-stats hooks,
+which are left to pytest-benchmark), so nothing here may import torch, and no group-stats hook may be defined
+that could return ``None``.
 """
 
 pytest_plugins = (

@@ -11,7 +11,7 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .plan import DEFAULT_DATASET, SYNTHETIC, BadInput
+from .plan import DEFAULT_DATASET, SYNTHETIC, BadInputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,17 +37,17 @@ def load_speech(dataset: str | None, count: int) -> Speech:
     """Load up to ``count`` clips of ``dataset``; of the default one, or synthetic ones, if it is ``None``.
 
     Raises:
-        BadInput: the data set was asked for and cannot be had.
+        BadInputError: the data set was asked for and cannot be had.
     """
     if dataset == SYNTHETIC:
         return Speech(make_speech(count), SYNTHETIC)
     if dataset is not None:
         try:
             return Speech(read_dataset(dataset, count), dataset)
-        except BadInput:
+        except BadInputError:
             raise
-        except Exception as error:  # the libraries' errors have no common type; all of them mean the same here
-            raise BadInput(f"--perf-dataset {dataset}: cannot be read: {first_line(error)}") from None
+        except Exception as error:  # the libraries' errors have no common type; all mean the same here
+            raise BadInputError(f"--perf-dataset {dataset}: cannot be read: {first_line(error)}") from None
     try:
         if not is_cached(DEFAULT_DATASET) and go_offline_unless_reachable():
             return Speech(make_speech(count), SYNTHETIC, "the Hub is not reachable")
@@ -74,7 +74,9 @@ def read_dataset(name_or_folder: str, count: int) -> "list[Samples]":
             datasets.enable_progress_bars()
     split = splits["validation"] if "validation" in splits else next(iter(splits.values()))
     if "audio" not in split.column_names or not len(split):
-        raise BadInput(f"--perf-dataset {name_or_folder}: holds no audio (no column named 'audio', or no row)")
+        raise BadInputError(
+            f"--perf-dataset {name_or_folder}: holds no audio (no column named 'audio', or no row)"
+        )
     rows = split.cast_column("audio", datasets.Audio(decode=False)).select(range(min(count, len(split))))
     return [decode(row["audio"]) for row in rows]
 
@@ -94,7 +96,7 @@ def decode(audio: dict[str, Any]) -> "Samples":
 
 
 def make_speech(count: int) -> "list[Samples]":
-    """Make ``count`` clips of 8 to 28 s: voiced syllables with a gliding pitch and formants, hisses and pauses."""
+    """Make ``count`` clips of 8 to 28 s: syllables with gliding pitch and formants, hisses and pauses."""
     import numpy as np
 
     return [_make_clip(np.random.default_rng((SYNTHETIC_VERSION, index))) for index in range(count)]
@@ -125,11 +127,12 @@ def _make_clip(random: "np.random.Generator") -> "Samples":
         pieces.append(piece)
         remaining -= length
     clip = np.concatenate(pieces) + 1e-3 * random.standard_normal(sum(map(len, pieces)))
-    return (0.5 * clip / np.abs(clip).max()).astype(np.float32)[: LONGEST_SECONDS * SAMPLING_RATE]
+    clip = clip[: LONGEST_SECONDS * SAMPLING_RATE]
+    return np.asarray(0.5 * clip / np.abs(clip).max(), dtype=np.float32)
 
 
 def is_cached(dataset: str) -> bool:
-    """Whether ``datasets`` has prepared this Hub data set before (its cache folder's name is the only trace)."""
+    """Whether ``datasets`` has prepared this Hub data set before: its cache has a folder of that name."""
     home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
     cache = Path(os.environ.get("HF_DATASETS_CACHE", home / "datasets"))
     return (cache / dataset.replace("/", "___")).is_dir()

@@ -14,7 +14,7 @@ WINDOW_SECONDS = 30.0
 
 
 class Checkpoint(NamedTuple):
-    """A published checkpoint's Hub id and dimensions (its ``config.json``); the encoder and decoder share widths."""
+    """A published checkpoint's Hub id and dimensions (``config.json``); encoder and decoder share widths."""
 
     hub_id: str
     d_model: int
@@ -27,7 +27,7 @@ class Checkpoint(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """A batch size, the number of tokens each entry is forced to generate, and the nominal number of rounds."""
+    """A batch size, the number of tokens that each entry must generate, and the nominal number of rounds."""
 
     batch_size: int
     new_tokens: int
@@ -152,14 +152,14 @@ def select(preset: str, selection: Selection) -> tuple[Case, ...]:
     _check_names("--perf-implementation", selection.implementations, IMPLEMENTATIONS)
     _check_depths(selection)
     cells = [cell for cell in PRESETS[preset].cells if _keeps(selection, cell)]
-    wanted = {
+    wanted: dict[str, tuple[set[str] | set[int], set[str] | set[int]]] = {
         "checkpoint": (set(selection.checkpoints), {cell.checkpoint for cell in cells}),
         "decoder-layers": (set(selection.decoder_layers), {cell.decoder_layers for cell in cells}),
         "setting": (set(selection.settings), {cell.setting for cell in cells}),
     }
     for option, (asked, found) in wanted.items():
-        if missing := asked - found:
-            raise SelectionError(_no_cell(preset, selection, f"--perf-{option} {min(missing)}"))
+        if missing := sorted(str(value) for value in asked if value not in found):
+            raise SelectionError(_no_cell(preset, selection, f"--perf-{option} {missing[0]}"))
     if not cells:
         raise SelectionError(_no_cell(preset, selection, "--perf-weights pretrained"))
     implementations = selection.implementations or IMPLEMENTATIONS
@@ -185,7 +185,9 @@ def _check_names(option: str, names: Sequence[str], known: Mapping[str, object] 
 def _check_depths(selection: Selection) -> None:
     for layers in selection.decoder_layers:
         if layers < 1:
-            raise SelectionError(f"--perf-decoder-layers: {layers} is too few; a decoder has at least 1 layer")
+            raise SelectionError(
+                f"--perf-decoder-layers: {layers} is too few; a decoder has at least 1 layer"
+            )
         names = selection.checkpoints or tuple(CHECKPOINTS)
         deepest = max(names, key=lambda name: CHECKPOINTS[name].decoder_layers)
         most = CHECKPOINTS[deepest].decoder_layers
@@ -197,5 +199,7 @@ def _check_depths(selection: Selection) -> None:
 
 def _no_cell(preset: str, selection: Selection, culprit: str) -> str:
     others = [name for name, other in PRESETS.items() if any(_keeps(selection, cell) for cell in other.cells)]
-    advice = f"presets that have one: {', '.join(others)}" if others else "no preset has one: ask for less at once"
+    advice = (
+        f"presets that have one: {', '.join(others)}" if others else "no preset has one: ask for less at once"
+    )
     return f"{culprit}: no cell of preset {preset!r} matches the selection; {advice}"

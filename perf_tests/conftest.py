@@ -8,7 +8,7 @@ import pytest
 from .audio import load_speech
 from .cases import SETTINGS, Case
 from .options import PLAN, is_perf_item
-from .plan import BadInput, Plan
+from .plan import BadInputError, Plan
 from .terminal import PROGRESS, SPEECH
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     count = max(SETTINGS[case.setting].batch_size for case in plan.cases)
     try:
         config.stash[SPEECH] = load_speech(plan.dataset, count)
-    except BadInput as error:
+    except BadInputError as error:
         raise pytest.UsageError(str(error)) from None
 
 
@@ -53,12 +53,12 @@ def place(plan: Plan) -> "Iterator[Place]":
     from .subject import Place
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     yield Place(torch.device(plan.device), getattr(torch, plan.dtype))
     logging.set_verbosity(verbosity)
     if bars:
-        logging.enable_progress_bar()
+        logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 @pytest.fixture(scope="session")

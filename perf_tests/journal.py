@@ -1,13 +1,13 @@
-"""pytest plugin: every selected case's outcome, on disk as each ends, and in the run's JSON as ``perf_cases``.
+"""pytest plugin: each selected case's outcome, on disk as it ends, and in the JSON as ``perf_cases``.
 
-pytest-benchmark leaves out a case that failed, and saves nothing at all when all of them did. Here a case that was
-selected is always accounted for, and nothing of one that failed passes for a measurement.
+pytest-benchmark leaves out a case that failed, and saves nothing at all when all of them did. Here a case
+that was selected is always accounted for, and nothing of one that failed passes for a measurement.
 """
 
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ NOT_RUN = "not run: the session ended before it"
 
 
 class Entry(NamedTuple):
-    """How a case ended; ``benchmark`` is pytest-benchmark's record of it, raw rounds included, if it passed."""
+    """How a case ended; ``benchmark`` is pytest-benchmark's record with its raw rounds, if it passed."""
 
     id: str
     outcome: str
@@ -31,7 +31,7 @@ class Entry(NamedTuple):
 
 
 class Journal:
-    """The outcomes so far, in memory and in a file of JSON lines: a header, then one entry per case as it ends."""
+    """The outcomes so far, in memory and in a file of JSON lines: a header, then an entry per ended case."""
 
     def __init__(self, path: Path, selected: list[str]) -> None:
         self.path = path
@@ -62,7 +62,7 @@ class Journal:
 
     def _append(self, line: dict[str, Any], mode: str = "a") -> None:
         with self.path.open(mode, encoding="utf-8") as file:
-            file.write(safe_dumps(line) + "\n")
+            file.write(_dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -88,7 +88,7 @@ def journal_path(config: pytest.Config) -> Path:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
-) -> Iterator[pytest.TestReport]:
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Note each phase's outcome; take a failed case's rounds away from pytest-benchmark."""
     report = yield
     if is_perf_item(item) and JOURNAL in item.config.stash:
@@ -102,7 +102,7 @@ def pytest_runtest_makereport(
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Iterator[object]:
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Write the case's entry when all of its phases are over."""
     handled = yield
     if is_perf_item(item) and JOURNAL in item.config.stash:
@@ -118,7 +118,7 @@ def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, A
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Save a run in which nothing was measured, which pytest-benchmark would drop; then the journal is done for.
+    """Save a run in which nothing was measured, which pytest-benchmark would drop; drop the journal.
 
     After an interruption it stays, for it holds what was measured.
     """
@@ -158,9 +158,15 @@ def _measurement(item: pytest.Item) -> dict[str, Any] | None:
     benchmarks: Any = item.config._benchmarksession  # type: ignore[attr-defined]
     for bench in reversed(benchmarks.benchmarks):
         if bench.fullname == item.nodeid and bench and not bench.has_error:
-            record: dict[str, Any] = json.loads(safe_dumps(bench.as_dict(include_data=True)))
+            record: dict[str, Any] = json.loads(_dumps(bench.as_dict(include_data=True)))
             return record
     return None
+
+
+def _dumps(value: object) -> str:
+    """JSON as pytest-benchmark writes it: what JSON does not know becomes text."""
+    text: str = safe_dumps(value)  # type: ignore[no-untyped-call]
+    return text
 
 
 def _reason(report: pytest.TestReport, call: pytest.CallInfo[None]) -> str | None:

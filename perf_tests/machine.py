@@ -42,7 +42,7 @@ def version_of(distribution: str) -> str | None:
 
 
 def version_of_package() -> str:
-    """The version of the package that the cases import: the checkout's, which need not be the installed one."""
+    """The version of the package that the cases import: the checkout's, maybe not the installed one."""
     import whisper_flash_attention
 
     return whisper_flash_attention.__version__

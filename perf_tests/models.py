@@ -42,7 +42,9 @@ class Weights:
         self.kind = kind
         self._random = make_state_dict(make_config(cell)) if kind == "random" else None
 
-    def build(self, implementation: str, device: torch.device, dtype: torch.dtype) -> WhisperForConditionalGeneration:
+    def build(
+        self, implementation: str, device: torch.device, dtype: torch.dtype
+    ) -> WhisperForConditionalGeneration:
         """Build ``implementation`` on ``device`` in ``dtype``, in evaluation mode.
 
         Raises:
@@ -54,11 +56,14 @@ class Weights:
         else:
             config = make_config(self.cell)
             copies = {name: tensor.to(dtype, copy=True) for name, tensor in self._random.items()}
-            model = model_class.from_pretrained(None, config=config, state_dict=copies, dtype=dtype, **arguments)
+            model = model_class.from_pretrained(
+                None, config=config, state_dict=copies, dtype=dtype, **arguments
+            )
             settings = vocabulary_of(config.vocab_size).generation_settings()
-            model.generation_config = GenerationConfig(**settings)
-        model.eval()
-        return model.to(device)
+            model.generation_config = GenerationConfig(**settings)  # type: ignore[no-untyped-call]
+        model.eval()  # type: ignore[no-untyped-call]
+        model.to(device)  # type: ignore[arg-type]  # Transformers' wrapper loses the signature
+        return model
 
     def _load(
         self, model_class: type[WhisperForConditionalGeneration], **arguments: Any
@@ -97,9 +102,9 @@ def make_state_dict(config: WhisperConfig) -> dict[str, torch.Tensor]:
     """Random float32 weights for ``config``, each tensor from a seed of its own (its name's).
 
     So a model with fewer decoder layers shares the tensors it has with the deeper one. Unlike Transformers'
-    initialisation (all of it 0.02, biases zero, attention next to uniform) the scales are a trained model's: peaked
-    attention, biases and layer norms that count, logits that depend on audio and on every earlier token. An error
-    in a mask or a cache then shows in the logits instead of drowning.
+    initialisation (all of it 0.02, biases zero, attention next to uniform) the scales are a trained model's:
+    peaked attention, biases and layer norms that count, logits that depend on audio and on every earlier
+    token. An error in a mask or a cache then shows in the logits instead of drowning.
     """
     with torch.device("meta"):
         shapes = {name: t.shape for name, t in WhisperForConditionalGeneration(config).state_dict().items()}
@@ -110,17 +115,22 @@ def make_state_dict(config: WhisperConfig) -> dict[str, torch.Tensor]:
 def _make_tensor(name: str, shape: torch.Size) -> torch.Tensor:
     if name == "model.encoder.embed_positions.weight":
         return sinusoids(*shape)
-    is_scale = "layer_norm" in name and name.endswith("weight")
-    if "layer_norm" in name:
-        width = 0.2
-    elif "embed" in name:
-        width = 0.05
-    elif name.endswith("bias"):
-        width = 0.05
-    else:
-        gain = 2.0 if "q_proj" in name or "k_proj" in name else 0.5 if "out_proj" in name or "fc2" in name else 1.0
-        width = gain / math.sqrt(shape[1:].numel())
     generator = torch.Generator().manual_seed(SEED + zlib.crc32(name.encode()))
-    # Uniform: a fifth of the time of normal numbers. sqrt(3) makes `width` the standard deviation.
-    limit = width * math.sqrt(3)
+    # Uniform: a fifth of the time of normal numbers. Its standard deviation is the limit over sqrt(3).
+    limit = _deviation(name, shape) * math.sqrt(3)
+    is_scale = "layer_norm" in name and name.endswith("weight")
     return torch.empty(shape).uniform_(-limit, limit, generator=generator).add_(float(is_scale))
+
+
+def _deviation(name: str, shape: torch.Size) -> float:
+    """The standard deviation for a tensor of this name."""
+    if "layer_norm" in name:
+        return 0.2
+    if "embed" in name or name.endswith("bias"):
+        return 0.05
+    gain = 1.0
+    if "q_proj" in name or "k_proj" in name:
+        gain = 2.0  # peaks attention
+    elif "out_proj" in name or "fc2" in name:
+        gain = 0.5  # keeps the residual stream from growing with depth
+    return gain / math.sqrt(shape[1:].numel())

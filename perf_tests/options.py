@@ -9,7 +9,7 @@ from .plan import (
     DEFAULT_DATASET,
     DTYPES,
     WEIGHTS,
-    BadInput,
+    BadInputError,
     Options,
     Plan,
     Probes,
@@ -37,7 +37,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="DTYPE",
         help=f"{', '.join(DTYPES)}. Default: float32 on a CPU, float16 on a GPU.",
     )
-    add("--perf-rounds", metavar="N", help="Timed rounds per case. Default: the setting's, fewer in preset quick.")
+    add(
+        "--perf-rounds",
+        metavar="N",
+        help="Timed rounds per case. Default: the setting's, fewer in preset quick.",
+    )
     add(
         "--perf-dataset",
         metavar="NAME_OR_DIR",
@@ -48,24 +52,34 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--perf-weights",
         metavar="KIND",
         default="random",
-        help=f"{' or '.join(WEIGHTS)}. Pretrained weights run the full-depth rows only. Default: random (seeded).",
+        help=f"{' or '.join(WEIGHTS)}. Pretrained runs the full-depth rows only. Default: random (seeded).",
     )
     select = {"action": "append", "default": []}
-    add("--perf-checkpoint", metavar="NAME", help=f"Only this one of {', '.join(cases.CHECKPOINTS)}.", **select)
+    add(
+        "--perf-checkpoint",
+        metavar="NAME",
+        help=f"Only this one of {', '.join(cases.CHECKPOINTS)}.",
+        **select,
+    )
     add("--perf-decoder-layers", metavar="N", help="Only cells with N decoder layers.", **select)
     add("--perf-setting", metavar="NAME", help=f"Only this one of {', '.join(cases.SETTINGS)}.", **select)
-    add("--perf-implementation", metavar="NAME", help=f"Only this one of {', '.join(cases.IMPLEMENTATIONS)}.", **select)
+    add(
+        "--perf-implementation",
+        metavar="NAME",
+        help=f"Only this one of {', '.join(cases.IMPLEMENTATIONS)}.",
+        **select,
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Make the plan, so that bad input ends the session before anything is collected."""
     # pytest-benchmark keeps raw rounds in a saved run only when asked; the gate needs them.
     config.option.benchmark_save_data = True
-    # It warns where a case failed before it was timed and where nothing was measured; the journal deals with both.
+    # It warns of cases that failed before they were timed and of runs without any; the journal has them.
     config.addinivalue_line("filterwarnings", "ignore::pytest_benchmark.logger.PytestBenchmarkWarning")
     try:
         config.stash[PLAN] = make_plan(read_options(config), _probes(config))
-    except BadInput as error:
+    except BadInputError as error:
         raise pytest.UsageError(str(error)) from None
 
 
@@ -92,7 +106,7 @@ def is_perf_item(item: pytest.Item) -> bool:
 
 
 def _probes(config: pytest.Config) -> Probes:
-    """The machine's probes; where nothing will run, an NVIDIA driver is taken for a GPU to spare torch's import."""
+    """The machine's probes; where nothing will run, a driver is taken for a GPU, to spare torch's import."""
     if config.option.collectonly:
         return Probes(nvidia_driver_present, lambda: sys.maxsize, cpu_computes)
     return Probes(nvidia_driver_present, count_cuda_devices, cpu_computes)

@@ -1,12 +1,13 @@
-"""The numerical check: a case whose logits or tokens are not the original's is a failed case, whatever its speed.
+"""The numerical check: a case whose logits or tokens are not the original's failed, whatever its speed.
 
 Two questions. *Logits*: a teacher-forced forward pass over random tokens, against a reference. *Tokens*: the
 greedy tokens that ``generate`` gives, against the original's.
 
-In float32 the reference is the original itself: logits within rounding, all tokens equal. In half precision it is
-the original in float32: the error may be at most twice the original's own plus a small floor (the criterion of
-FlashAttention's tests), and since a near-tie may flip, tokens may differ, but each must be a choice that such an
-error explains: no further below the reference's best than twice the bound on a logit ("regret").
+In float32 the reference is the original itself: logits within rounding, all tokens equal. In half precision
+it is the original in float32: the error may be at most twice the original's own plus a small floor (the
+criterion of FlashAttention's tests), and since a near-tie may flip, tokens may differ, but each must be a
+choice that such an error explains: no further below the reference's best than twice the bound on a logit
+("regret").
 """
 
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,8 +19,8 @@ from .cases import SETTINGS
 if TYPE_CHECKING:
     from .subject import Stage, Subject
 
-# Relative to the largest reference logit. Float32: SDPA against eager differs by 1e-6 here (4 layers), a wrong
-# mask by 1e-1. Half precision: an absolute floor for a model that happens to have next to no error.
+# Relative to the largest reference logit. Float32: SDPA and eager differ by 1e-6 here (4 layers), a wrong
+# mask makes 1e-1. Half precision: an absolute floor for a model that happens to have next to no error.
 FLOAT32_TOLERANCE = 5e-5
 HALF_FLOOR = 1e-3
 FORCED_BATCH = 2
@@ -34,8 +35,8 @@ class ParityError(AssertionError):
 class Reference(NamedTuple):
     """What a cell's outputs are compared with. Tensors are on the host.
 
-    Shapes: ``decoder_ids`` (2, prompt + new tokens), or one row for a batch of one; ``logits`` the same with the
-    vocabulary, float32; ``tokens`` (batch, new tokens).
+    Shapes: ``decoder_ids`` (2, prompt + new tokens), or one row for a batch of one; ``logits`` the same with
+    the vocabulary, float32; ``tokens`` (batch, new tokens).
     """
 
     name: str
@@ -47,7 +48,7 @@ class Reference(NamedTuple):
 
 
 def make_reference(stage: "Stage") -> Reference:
-    """Run the original, and where the session is in half precision the original in float32, and let go of both."""
+    """Run the original, for half precision also the original in float32, and let go of both."""
     half = stage.place.dtype != torch.float32
     ids = make_decoder_ids(stage)
     with stage.borrow("original") as original:
@@ -65,7 +66,8 @@ def check_parity(subject: "Subject", stage: "Stage", reference: Reference) -> di
     """Compare ``subject`` with ``reference``; return the record (``schema.py``, key ``parity``).
 
     Raises:
-        ParityError: a logit is not finite, the error or the regret exceeds its bound, the number of tokens is not
+        ParityError: a logit is not finite, the error or the regret exceeds its bound, the number of tokens is
+        not
             what was forced, or in float32 a token differs.
     """
     half = subject.place.dtype != torch.float32
@@ -83,12 +85,15 @@ def check_parity(subject: "Subject", stage: "Stage", reference: Reference) -> di
     tokens = subject.generate().cpu()
     if tokens.shape != reference.tokens.shape:
         raise ParityError(
-            f"{subject.implementation} generated {tuple(tokens.shape)} tokens, not {tuple(reference.tokens.shape)}"
+            f"{subject.implementation} generated {tuple(tokens.shape)} tokens,"
+            f" not {tuple(reference.tokens.shape)}"
         )
     different = (tokens != reference.tokens).any(dim=0).nonzero()
     first = int(different[0]) if len(different) else None
     if first is not None and not half:
-        raise ParityError(f"{subject.implementation}'s greedy tokens differ from the original's from token {first} on")
+        raise ParityError(
+            f"{subject.implementation}'s greedy tokens differ from the original's from token {first} on"
+        )
     regret = reference.original_regret
     if first is not None:
         with stage.borrow("original", torch.float32) as precise:
@@ -131,10 +136,10 @@ def force(subject: "Subject", decoder_ids: torch.Tensor, first_row: int = 0) -> 
 
 
 def measure_regret(precise: "Subject", stage: "Stage", tokens: torch.Tensor) -> float:
-    """How far below the best allowed token of ``precise`` the chosen ones lie, at most over all of ``tokens``.
+    """How far below the best allowed token of ``precise`` the chosen ones lie, at most over ``tokens``.
 
-    ``tokens`` is (batch, new tokens). The best is taken over what ``generate`` may choose: no suppressed token, no
-    end of text, and at the first position none that may not begin.
+    ``tokens`` is (batch, new tokens). The best is taken over what ``generate`` may choose: no suppressed
+    token, no end of text, and at the first position none that may not begin.
     """
     prompt = torch.tensor(stage.vocabulary.prompt)
     suppressed = torch.tensor([*stage.vocabulary.suppress, stage.vocabulary.end_of_text])

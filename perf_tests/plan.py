@@ -1,4 +1,4 @@
-"""From command-line options to a plan: which cases, on what, with what; or one clear line on what is wrong."""
+"""From command-line options to a plan: which cases, on what, with what; or one line on what is wrong."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ AUDIO_FILES = frozenset(
 )
 
 
-class BadInput(ValueError):
+class BadInputError(ValueError):
     """The user asked for something that cannot be done; the message is one line that says what to do."""
 
 
@@ -45,7 +45,7 @@ class Probes(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What this session measures. ``dataset`` is ``None`` for the default one, synthetic where it is not at hand."""
+    """What this session measures; ``dataset`` is ``None`` for the default one, if it is at hand."""
 
     preset: str
     preset_reason: str
@@ -72,13 +72,17 @@ def make_plan(options: Options, probes: Probes) -> Plan:
     """Check every option, also those of cases that end up deselected, and choose what was left open.
 
     Raises:
-        BadInput: with one line for the user.
+        BadInputError: with one line for the user.
     """
-    rounds = None if options.rounds is None else _positive(options.rounds, "--perf-rounds", "at least 1 round")
+    rounds = (
+        None if options.rounds is None else _positive(options.rounds, "--perf-rounds", "at least 1 round")
+    )
     if options.weights not in WEIGHTS:
-        raise BadInput(f"--perf-weights: {options.weights!r} is unknown; choose from {', '.join(WEIGHTS)}")
+        raise BadInputError(
+            f"--perf-weights: {options.weights!r} is unknown; choose from {', '.join(WEIGHTS)}"
+        )
     if options.dtype is not None and options.dtype not in DTYPES:
-        raise BadInput(f"--perf-dtype: {options.dtype!r} is unknown; choose from {', '.join(DTYPES)}")
+        raise BadInputError(f"--perf-dtype: {options.dtype!r} is unknown; choose from {', '.join(DTYPES)}")
     check_dataset(options.dataset)
     device, device_reason = choose_device(options.device, probes)
     on_cuda = device.startswith("cuda")
@@ -95,9 +99,9 @@ def make_plan(options: Options, probes: Probes) -> Plan:
     try:
         chosen = cases.select(preset, selection)
     except cases.SelectionError as error:
-        raise BadInput(str(error)) from None
+        raise BadInputError(str(error)) from None
     if not on_cuda and dtype != "float32" and not probes.cpu_computes(dtype):
-        raise BadInput(f"--perf-dtype: this CPU (or its torch) cannot compute in {dtype}; use float32")
+        raise BadInputError(f"--perf-dtype: this CPU (or its torch) cannot compute in {dtype}; use float32")
     return Plan(preset, reason, device, dtype, options.weights, options.dataset, rounds, chosen)
 
 
@@ -111,49 +115,53 @@ def choose_device(asked: str | None, probes: Probes) -> tuple[str, str]:
     if kind == "cpu" and not index:
         return "cpu", "CPU"
     if kind != "cuda" or (":" in asked and not index.isdecimal()):
-        raise BadInput(f"--perf-device: {asked!r} is unknown; choose cpu, cuda or cuda:N")
+        raise BadInputError(f"--perf-device: {asked!r} is unknown; choose cpu, cuda or cuda:N")
     if not probes.nvidia_driver():
-        raise BadInput(f"--perf-device {asked}: no NVIDIA GPU here; use --perf-device cpu")
+        raise BadInputError(f"--perf-device {asked}: no NVIDIA GPU here; use --perf-device cpu")
     count = probes.cuda_devices()
     if not count:
-        raise BadInput(f"--perf-device {asked}: torch sees no GPU; install a CUDA build or use --perf-device cpu")
+        raise BadInputError(
+            f"--perf-device {asked}: torch sees no GPU; install a CUDA build or use --perf-device cpu"
+        )
     if index and int(index) >= count:
-        raise BadInput(f"--perf-device {asked}: this machine has {count} GPU(s), counted from 0")
+        raise BadInputError(f"--perf-device {asked}: this machine has {count} GPU(s), counted from 0")
     return asked, "GPU"
 
 
 def check_dataset(asked: str | None) -> None:
-    """Refuse a folder that is missing or holds no audio; a Hub name (``owner/name``) is not looked up here."""
+    """Refuse a folder that is missing or holds no audio; a Hub name (``owner/name``) is looked up later."""
     if asked is None or asked == SYNTHETIC:
         return
     folder = Path(asked).expanduser()
     if not asked.strip():
-        raise BadInput("--perf-dataset: empty; give a folder, a data set's name on the Hub, or 'synthetic'")
+        raise BadInputError(
+            "--perf-dataset: empty; give a folder, a data set's name on the Hub, or 'synthetic'"
+        )
     if folder.is_dir():
         if not any(path.suffix.lower() in AUDIO_FILES for path in folder.rglob("*")):
-            raise BadInput(f"--perf-dataset {asked}: the folder holds no audio and no Parquet file")
+            raise BadInputError(f"--perf-dataset {asked}: the folder holds no audio and no Parquet file")
     elif folder.exists():
-        raise BadInput(f"--perf-dataset {asked}: not a folder; give the folder that holds the audio")
+        raise BadInputError(f"--perf-dataset {asked}: not a folder; give the folder that holds the audio")
     elif asked.startswith((".", "/", "~", os.sep)) or asked.count("/") != 1 or asked.endswith("/"):
-        raise BadInput(f"--perf-dataset {asked}: there is no such folder")
+        raise BadInputError(f"--perf-dataset {asked}: there is no such folder")
 
 
 def _integer(text: str, option: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise BadInput(f"{option}: {text!r} is not a whole number") from None
+        raise BadInputError(f"{option}: {text!r} is not a whole number") from None
 
 
 def _positive(text: str, option: str, least: str) -> int:
     number = _integer(text, option)
     if number < 1:
-        raise BadInput(f"{option}: {number} is too few; give {least}")
+        raise BadInputError(f"{option}: {number} is too few; give {least}")
     return number
 
 
 def nvidia_driver_present() -> bool:
-    """Whether an NVIDIA driver is at work, without an import (a container without a GPU has neither of the two)."""
+    """Whether an NVIDIA driver is at work, found without an import."""
     return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
 
 

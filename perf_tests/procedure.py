@@ -27,7 +27,7 @@ CONTROL = "original"
 
 
 class Workspace:
-    """What the cases of one cell share on the host: weights, features, and what their outputs are compared with."""
+    """What the cases of one cell share on the host: weights, features, and the reference for parity."""
 
     def __init__(self, cell: Cell, plan: Plan, speech: Speech, place: Place) -> None:
         self.cell = cell
@@ -41,7 +41,7 @@ class Workspace:
         return Stage(self.cell, self._weights, self._features, self.place)
 
     def reference(self, stage: Stage) -> Reference:
-        """The cell's reference, made at first need: not before the memory pass, which wants the device alone."""
+        """The cell's reference, made at first need: after the memory pass, which wants the device alone."""
         if self._reference is None:
             self._reference = make_reference(stage)
         return self._reference
@@ -87,7 +87,6 @@ class Procedure:
         control: Callable[[], None] | None,
     ) -> dict[str, Any]:
         """The timed pass; returns what it adds to the record."""
-        subject.run_round()
         gc.collect()
         with StateWatch(self.plan.device) as watch:
             control_seconds = time_rounds(

@@ -1,7 +1,7 @@
-"""What a running case is doing, told to the terminal between rounds: a line that rewrites itself, or a log line."""
+"""What a running case is doing, told between rounds: a line that rewrites itself, or lines in a log."""
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pytest
@@ -17,8 +17,8 @@ class Progress:
     """
 
     def __init__(self, config: "pytest.Config") -> None:
-        self._reporter = config.pluginmanager.get_plugin("terminalreporter")
-        self._capture = config.pluginmanager.get_plugin("capturemanager")
+        self._reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
+        self._capture: Any = config.pluginmanager.get_plugin("capturemanager")
         self._title = ""
         self._phase = ""
         self._rounds = 0
@@ -49,7 +49,7 @@ class Progress:
 
     @property
     def _is_terminal(self) -> bool:
-        return self._reporter is not None and self._reporter.isatty
+        return bool(self._reporter is not None and self._reporter.isatty)
 
     def _write(self, done: int) -> None:
         now = time.monotonic()

@@ -1,8 +1,8 @@
 """Every key that the suite records, declared once: name, type, unit, meaning, whether null is allowed.
 
 Three tables: ``EXTRA_INFO`` (beside each case's rounds), ``MACHINE_INFO`` (what the suite adds to
-pytest-benchmark's) and ``PERF_CASES`` (one entry of the run's top-level list). ``validate_run`` checks a whole
-run's JSON against them and returns what is wrong as text.
+pytest-benchmark's) and ``PERF_CASES`` (one entry of the run's top-level list). ``validate_run`` checks a
+whole run's JSON against them and returns what is wrong as text.
 """
 
 import math
@@ -14,9 +14,11 @@ OUTCOMES = ("passed", "failed", "skipped")
 
 
 class Field(NamedTuple):
-    """One recorded key. ``kind`` is a JSON type: ``string``, ``integer``, ``number``, ``boolean``, ``numbers``,
-    ``strings`` (an object of strings) or ``object`` (described by ``fields``). Numbers are finite.
-    """  # noqa: D205 - the sentence needs two lines
+    """One recorded key.
+
+    ``kind`` is a JSON type: ``string``, ``integer``, ``number`` (finite), ``boolean``, ``numbers`` (a list),
+    ``strings`` (an object of strings) or ``object`` (described by ``fields``).
+    """
 
     name: str
     kind: str
@@ -32,12 +34,31 @@ _CONTROL = (
 )
 _SPEEDUP = (
     Field("median", "number", None, "median over the pairs of control / flash"),
-    Field("low", "number", None, "lower end of the 95 % interval of the median; null with a single pair", nullable=True),
-    Field("high", "number", None, "upper end of the 95 % interval of the median; null with a single pair", nullable=True),
+    Field(
+        "low",
+        "number",
+        None,
+        "lower end of the 95 % interval of the median; null with a single pair",
+        nullable=True,
+    ),
+    Field(
+        "high",
+        "number",
+        None,
+        "upper end of the 95 % interval of the median; null with a single pair",
+        nullable=True,
+    ),
 )
 _PARITY = (
-    Field("max_abs_error", "number", "logit", "largest difference of a teacher-forced logit from the reference"),
-    Field("original_max_abs_error", "number", "logit", "the original's own difference; 0 where it is the reference"),
+    Field(
+        "max_abs_error", "number", "logit", "largest difference of a teacher-forced logit from the reference"
+    ),
+    Field(
+        "original_max_abs_error",
+        "number",
+        "logit",
+        "the original's own difference; 0 where it is the reference",
+    ),
     Field("bound", "number", "logit", "what max_abs_error may be at most"),
     Field("reference_max_abs", "number", "logit", "largest magnitude among the reference's logits"),
     Field("reference", "string", None, "what the error is against, e.g. `original float32`"),
@@ -53,12 +74,22 @@ _PARITY = (
     Field("token_regret_bound", "number", "logit", "what token_regret may be at most", nullable=True),
 )
 _DEVICE_STATE = (
-    Field("load_average", "number", "processes", "the system's 1-minute load average after timing", nullable=True),
-    Field("foreign_cpu_cores", "number", "cores", "cores kept busy by other processes while timing, on average"),
+    Field(
+        "load_average",
+        "number",
+        "processes",
+        "the system's 1-minute load average after timing",
+        nullable=True,
+    ),
+    Field(
+        "foreign_cpu_cores", "number", "cores", "cores kept busy by other processes while timing, on average"
+    ),
     Field("cpu_frequency_hz", "number", "Hz", "the CPU's clock after timing", nullable=True),
     Field("gpu_sm_clock_hz", "number", "Hz", "the GPU's SM clock after timing", nullable=True),
     Field("gpu_temperature_celsius", "number", "°C", "the GPU's temperature after timing", nullable=True),
-    Field("gpu_throttle_reasons", "integer", None, "NVML's bit mask of clock throttle reasons", nullable=True),
+    Field(
+        "gpu_throttle_reasons", "integer", None, "NVML's bit mask of clock throttle reasons", nullable=True
+    ),
     Field("gpu_foreign_processes", "integer", "processes", "other processes that use the GPU", nullable=True),
 )
 
@@ -74,12 +105,32 @@ EXTRA_INFO = (
     Field("parameter_count", "integer", "parameters", "distinct parameters of the model"),
     Field("attention_backend", "strings", None, "which kernel served which kind of call"),
     Field("model_memory_bytes", "integer", "B", "distinct storage of parameters and buffers, after warm-up"),
-    Field("peak_memory_allocated_bytes", "integer", "B", "the allocator's peak in one round, weights included"),
-    Field("peak_memory_reserved_bytes", "integer", "B", "the allocator's reserved peak; CUDA only", nullable=True),
+    Field(
+        "peak_memory_allocated_bytes", "integer", "B", "the allocator's peak in one round, weights included"
+    ),
+    Field(
+        "peak_memory_reserved_bytes",
+        "integer",
+        "B",
+        "the allocator's reserved peak; CUDA only",
+        nullable=True,
+    ),
     Field("aten_op_count", "integer", "ops", "operators dispatched in one round"),
     Field("flop_count", "integer", "FLOP", "floating-point operations of one round's products and attention"),
-    Field("kernel_launch_count", "integer", "launches", "a replayed graph counts as one; CUDA only", nullable=True),
-    Field("host_sync_count", "integer", "syncs", "host waits for the device in one round; CUDA only", nullable=True),
+    Field(
+        "kernel_launch_count",
+        "integer",
+        "launches",
+        "a replayed graph counts as one; CUDA only",
+        nullable=True,
+    ),
+    Field(
+        "host_sync_count",
+        "integer",
+        "syncs",
+        "host waits for the device in one round; CUDA only",
+        nullable=True,
+    ),
     Field("control", "object", None, "the paired control rounds; flash only", nullable=True, fields=_CONTROL),
     Field("speedup", "object", None, "control / flash; flash only", nullable=True, fields=_SPEEDUP),
     Field("parity", "object", None, "the numerical check", fields=_PARITY),
@@ -146,7 +197,9 @@ def validate_run(run: Mapping[str, Any]) -> list[str]:
         if name not in passed:
             problems.append(f"{name}: measured, but not passed in perf_cases")
     measured = {bench.get("name") for bench in run.get("benchmarks", ())}
-    return problems + [f"{name}: passed in perf_cases, but not measured" for name in sorted(passed - measured)]
+    return problems + [
+        f"{name}: passed in perf_cases, but not measured" for name in sorted(passed - measured)
+    ]
 
 
 def validate_case(bench: Mapping[str, Any]) -> list[str]:
@@ -163,7 +216,9 @@ def validate_case(bench: Mapping[str, Any]) -> list[str]:
     if not data:
         problems.append(f"{name}: stats.data: no raw rounds")
     elif info["control"] is not None and len(info["control"]["rounds_seconds"]) != len(data):
-        problems.append(f"{name}: control has {len(info['control']['rounds_seconds'])} rounds for {len(data)}")
+        problems.append(
+            f"{name}: control has {len(info['control']['rounds_seconds'])} rounds for {len(data)}"
+        )
     return problems
 
 

@@ -49,8 +49,7 @@ class Subject:
 
     def generate(self) -> torch.Tensor:
         """Generate from the whole batch; return the new tokens, (batch, new tokens), int64 on the device."""
-        # Whisper's generate has no annotations.
-        tokens: torch.Tensor = self.model.generate(self.features, **self.arguments)  # type: ignore[no-untyped-call]
+        tokens: torch.Tensor = self.model.generate(self.features, **self.arguments)
         return tokens
 
     def run_round(self) -> None:
@@ -68,7 +67,7 @@ class Subject:
 
 
 class Stage:
-    """Builds the subjects of one cell and lets go of them: at a case's end all of its memory is free again."""
+    """Builds the subjects of one cell and lets go of them, so that a case leaves no memory in use."""
 
     def __init__(self, cell: Cell, weights: Weights, features: torch.Tensor, place: Place) -> None:
         self.cell = cell
@@ -100,7 +99,7 @@ class Stage:
             collect_garbage(self.place)
 
     def clear(self) -> None:
-        """Drop every subject's model and features, whoever still holds the subject, and give the memory back."""
+        """Drop every subject's model and features, whoever holds the subject, and give the memory back."""
         for subject in self._subjects:
             del subject.model, subject.features
         self._subjects.clear()
@@ -115,7 +114,7 @@ def collect_garbage(place: Place) -> None:
 
 
 def clear_frames(error: BaseException | None) -> None:
-    """Drop the local variables of the frames of ``error`` and of the errors behind it: they may hold a model."""
+    """Clear the frames of ``error`` and of the errors behind it: their local variables may hold a model."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -129,7 +128,9 @@ def make_features(cell: Cell, speech: Speech) -> torch.Tensor:
     A batch larger than the number of clips takes the clips again from the first.
     """
     batch_size = SETTINGS[cell.setting].batch_size
-    extractor = WhisperFeatureExtractor(feature_size=CHECKPOINTS[cell.checkpoint].mel_bins)
+    extractor = WhisperFeatureExtractor(  # type: ignore[no-untyped-call]
+        feature_size=CHECKPOINTS[cell.checkpoint].mel_bins
+    )
     clips = speech.clips[:batch_size]
     features = extractor(clips, sampling_rate=SAMPLING_RATE, return_tensors="np")["input_features"]
     repeated = np.resize(features, (batch_size, *features.shape[1:]))

@@ -1,4 +1,4 @@
-"""What a case's result looks like in a terminal: one line as it ends, and the table at the end. Imports no torch."""
+"""A case's result in a terminal: one line as it ends, and the table at the end. Imports no torch."""
 
 import io
 import shutil
@@ -9,7 +9,7 @@ from .cases import SETTINGS
 from .journal import Entry
 
 FOREIGN_LOAD_CORES = 0.2
-LEAST_WIDTH = 118
+LEAST_WIDTH = 128
 MEGABYTE = 1_000_000
 
 
@@ -32,9 +32,9 @@ def render_table(entries: Sequence[Entry], *, colour: bool) -> str:
 
     table = Table(title_justify="left", pad_edge=False)
     table.add_column("case", no_wrap=True)
-    for name in ("rounds", "time, s", "per round", "speed-up [95 %]", "peak memory", "tokens/s", "ATen ops"):
+    for name in ("rounds", "time, s", "per round", "speed-up [95 %]", "peak memory", "tokens/s"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("parity")
+    table.add_column("parity", overflow="fold")
     cell = None
     for entry in entries:
         group = entry.benchmark["group"] if entry.benchmark else cell
@@ -63,23 +63,23 @@ def format_bytes(count: int) -> str:
 
 
 def format_speedup(speedup: dict[str, float | None]) -> str:
-    """The median, with its interval where there is one: ``1.52× [1.50, 1.55]``."""
-    text = f"{speedup['median']:.2f}×"
+    """The median, with its interval where there is one: ``1.52x [1.50, 1.55]``."""
+    text = f"{speedup['median']:.2f}x"
     return text if speedup["low"] is None else f"{text} [{speedup['low']:.2f}, {speedup['high']:.2f}]"
 
 
 def describe_parity(parity: dict[str, Any]) -> str:
     """The largest error beside what is allowed, and where tokens part from the original's."""
-    error = f"{parity['max_abs_error']:.1e} ≤ {parity['bound']:.1e}"
+    error = f"{parity['max_abs_error']:.0e} of {parity['bound']:.0e} allowed"
     if parity["tokens_equal"]:
-        return f"{error}, tokens equal"
-    return f"{error}, tokens differ from {parity['first_difference']}"
+        return f"tokens equal, error {error}"
+    return f"tokens differ from {parity['first_difference']}, error {error}"
 
 
 def _row(entry: Entry) -> Iterable[str]:
     name = entry.id.partition("[")[2].removesuffix("]") or entry.id
     if entry.benchmark is None:
-        return [name, "", "", "", "", "", "", "", f"{entry.outcome}: {entry.reason}"]
+        return [name, "", "", "", "", "", "", f"{entry.outcome}: {entry.reason}"]
     info, stats = entry.benchmark["extra_info"], entry.benchmark["stats"]
     nominal = SETTINGS[entry.benchmark["params"]["setting"]].rounds
     flag = " !" if _loaded(info) else ""
@@ -91,7 +91,6 @@ def _row(entry: Entry) -> Iterable[str]:
         format_speedup(info["speedup"]) if info["speedup"] else "",
         format_bytes(info["peak_memory_allocated_bytes"]),
         f"{info['tokens_per_second']:.1f}",
-        str(info["aten_op_count"]),
         describe_parity(info["parity"]),
     ]
 
@@ -100,9 +99,9 @@ def _notes(entries: Sequence[Entry]) -> Iterable[str]:
     settings = {entry.benchmark["params"]["setting"] for entry in entries if entry.benchmark}
     if settings:
         counts = ", ".join(f"{name} {SETTINGS[name].rounds}" for name in SETTINGS if name in settings)
-        yield f"time: median round × the setting's nominal rounds ({counts}); peak memory includes the weights"
+        yield f"time: median round times the setting's rounds ({counts}); peak memory includes the weights"
     if any(entry.benchmark and _loaded(entry.benchmark["extra_info"]) for entry in entries):
-        yield f"! other processes kept more than {FOREIGN_LOAD_CORES} cores busy meanwhile: trust ratios, not times"
+        yield f"! others kept over {FOREIGN_LOAD_CORES} cores busy meanwhile: trust ratios, not times"
 
 
 def _loaded(info: dict[str, Any]) -> bool:

@@ -1,10 +1,11 @@
-"""pytest plugin: what people see: a header, a line per case as it ends, and a table that has memory beside time."""
+"""pytest plugin: what people see: a header, a line per case as it ends, a table with memory beside time."""
 
 import os
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +28,9 @@ def pytest_report_collectionfinish(config: pytest.Config, items: Sequence[pytest
     count = sum(map(is_perf_item, items))
     if not count or config.option.collectonly:
         return []
+    reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
+    if count == len(items) and reporter is not None and config.get_verbosity() == 0:
+        reporter.showfspath = False  # each case has a line of its own: no file name before it
     return header(config.stash[PLAN], config.stash[SPEECH], count)
 
 
@@ -64,7 +68,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Iterator[object]:
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Around a case and its journal entry: the progress, and the case's own line."""
     config = item.config
     if not is_perf_item(item) or JOURNAL not in config.stash:
@@ -117,7 +121,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section("performance")
         terminalreporter.write(render_table(entries, colour=terminalreporter.hasmarkup))
     if journal.path.exists():
-        terminalreporter.write_line(f"perf: the session was cut short; what was measured is in {journal.path}")
+        terminalreporter.write_line(
+            f"perf: the session was cut short; what was measured is in {journal.path}"
+        )
 
 
 def _case_id(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The tables' cases: ``generate`` on one batch, per checkpoint, decoder layers, setting and implementation."""
+"""The tables' cases: ``generate`` on one batch, per checkpoint, decoder layers, setting, implementation."""
 
 from typing import TYPE_CHECKING
 

@@ -1,31 +1,31 @@
-"""Token ids of the published vocabularies: what ``generate`` needs to do what it does on the Hub's checkpoints.
+"""Token ids of the published vocabularies, so that ``generate`` does what it does on published checkpoints.
 
-Source: the checkpoints' ``generation_config.json``. The suppressed text tokens are the non-speech symbols that
-OpenAI's tokenizer lists (``whisper/tokenizer.py``, ``non_speech_tokens``). Imports no torch.
+Source: the checkpoints' ``generation_config.json``. The suppressed text tokens are the non-speech symbols
+that OpenAI's tokenizer lists (``whisper/tokenizer.py``, ``non_speech_tokens``). Imports no torch.
 """
 
 from typing import Any, NamedTuple
 
 # fmt: off
 _ENGLISH_SYMBOLS = (
-    1, 2, 7, 8, 9, 10, 14, 25, 26, 27, 28, 29, 31, 58, 59, 60, 61, 62, 63, 90, 91, 92, 93, 357, 366, 438, 532, 685,
-    705, 796, 930, 1058, 1220, 1267, 1279, 1303, 1343, 1377, 1391, 1635, 1782, 1875, 2162, 2361, 2488, 3467, 4008,
-    4211, 4600, 4808, 5299, 5855, 6329, 7203, 9609, 9959, 10563, 10786, 11420, 11709, 11907, 13163, 13697, 13700,
-    14808, 15306, 16410, 16791, 17992, 19203, 19510, 20724, 22305, 22935, 27007, 30109, 30420, 33409, 34949, 40283,
-    40493, 40549, 47282, 49146,
+    1, 2, 7, 8, 9, 10, 14, 25, 26, 27, 28, 29, 31, 58, 59, 60, 61, 62, 63, 90, 91, 92, 93, 357, 366, 438, 532,
+    685, 705, 796, 930, 1058, 1220, 1267, 1279, 1303, 1343, 1377, 1391, 1635, 1782, 1875, 2162, 2361, 2488,
+    3467, 4008, 4211, 4600, 4808, 5299, 5855, 6329, 7203, 9609, 9959, 10563, 10786, 11420, 11709, 11907,
+    13163, 13697, 13700, 14808, 15306, 16410, 16791, 17992, 19203, 19510, 20724, 22305, 22935, 27007, 30109,
+    30420, 33409, 34949, 40283, 40493, 40549, 47282, 49146,
 )
 _MULTILINGUAL_SYMBOLS = (
-    1, 2, 7, 8, 9, 10, 14, 25, 26, 27, 28, 29, 31, 58, 59, 60, 61, 62, 63, 90, 91, 92, 93, 359, 503, 522, 542, 873,
-    893, 902, 918, 922, 931, 1350, 1853, 1982, 2460, 2627, 3246, 3253, 3268, 3536, 3846, 3961, 4183, 4667, 6585,
-    6647, 7273, 9061, 9383, 10428, 10929, 11938, 12033, 12331, 12562, 13793, 14157, 14635, 15265, 15618, 16553,
-    16604, 18362, 18956, 20075, 21675, 22520, 26130, 26161, 26435, 28279, 29464, 31650, 32302, 32470, 36865, 42863,
-    47425, 49870, 50254,
+    1, 2, 7, 8, 9, 10, 14, 25, 26, 27, 28, 29, 31, 58, 59, 60, 61, 62, 63, 90, 91, 92, 93, 359, 503, 522, 542,
+    873, 893, 902, 918, 922, 931, 1350, 1853, 1982, 2460, 2627, 3246, 3253, 3268, 3536, 3846, 3961, 4183,
+    4667, 6585, 6647, 7273, 9061, 9383, 10428, 10929, 11938, 12033, 12331, 12562, 13793, 14157, 14635, 15265,
+    15618, 16553, 16604, 18362, 18956, 20075, 21675, 22520, 26130, 26161, 26435, 28279, 29464, 31650, 32302,
+    32470, 36865, 42863, 47425, 49870, 50254,
 )
 # fmt: on
 
 
 class Vocabulary(NamedTuple):
-    """One published vocabulary. ``prompt`` is what decoding of English text without timestamps starts from."""
+    """One published vocabulary; ``prompt`` is what English text without timestamps starts from."""
 
     end_of_text: int
     prompt: tuple[int, ...]
@@ -70,7 +70,7 @@ class Vocabulary(NamedTuple):
 
 
 def vocabulary_of(size: int) -> Vocabulary:
-    """The vocabulary of ``size`` tokens: 51864 English-only, 51865 multilingual, 51866 with one language more."""
+    """The vocabulary of 51864 (English-only), 51865 (multilingual) or 51866 tokens (one language more)."""
     if size == 51864:
         special = tuple(range(50357, 50362))
         return Vocabulary(50256, (50257, 50362), (*_ENGLISH_SYMBOLS, 50257, *special), {}, {})

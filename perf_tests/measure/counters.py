@@ -1,4 +1,4 @@
-"""Exact counters of one round, in a pass of their own: operators, floating-point operations, launches, waits."""
+"""Exact counters of one round, in a pass of their own: operators, FLOPs, launches, waits."""
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
@@ -9,11 +9,23 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from ..subject import Subject
+from perf_tests.subject import Subject
 
 # Names of the CUDA runtime's and driver's calls, as the profiler gives them.
-LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch", "cuGraphLaunch", "cudaLaunchCooperativeKernel")
-SYNCS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cuStreamSynchronize", "cuCtxSync")
+LAUNCHES = (
+    "cudaLaunchKernel",
+    "cuLaunchKernel",
+    "cudaGraphLaunch",
+    "cuGraphLaunch",
+    "cudaLaunchCooperativeKernel",
+)
+SYNCS = (
+    "cudaStreamSynchronize",
+    "cudaDeviceSynchronize",
+    "cudaEventSynchronize",
+    "cuStreamSynchronize",
+    "cuCtxSync",
+)
 
 
 class Counters(NamedTuple):
@@ -26,7 +38,7 @@ class Counters(NamedTuple):
 
 
 def count_round(subject: Subject) -> Counters:
-    """Count one round of a warmed-up ``subject``: the uncaptured step's operators, the captured one's launches."""
+    """Count a round of a warmed-up ``subject``: operators of the uncaptured step, launches of a captured."""
     # A replayed CUDA graph dispatches nothing, so an implementation that captures offers to step without.
     uncaptured = getattr(subject.model, "uncaptured", nullcontext)
     with uncaptured(), OperatorCounter() as counter:
@@ -38,11 +50,11 @@ def count_round(subject: Subject) -> Counters:
     return Counters(counter.operators, counter.flops, launches, syncs)
 
 
-class OperatorCounter(TorchDispatchMode):
+class OperatorCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own subclass hook
     """Counts every operator dispatched while it is active, and the operations of those with a formula."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.operators = 0
         self.flops = 0
 
@@ -135,7 +147,7 @@ def added_batch_flops(_bias: object, a: torch.Size, b: torch.Size, *_: object) -
 
 
 def _collect_formulas() -> dict[Any, Callable[..., int]]:
-    """Torch's own formulas and those it lacks, by operator. oneDNN's operators exist where torch has oneDNN."""
+    """Torch's formulas and those it lacks, by operator; oneDNN's operators exist where torch has oneDNN."""
     aten, mkldnn = torch.ops.aten, torch.ops.mkldnn
     own = {
         (aten, "_scaled_dot_product_flash_attention_for_cpu"): attention_flops,

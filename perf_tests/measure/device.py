@@ -5,7 +5,7 @@ import time
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 MEGAHERTZ = 1_000_000
 
@@ -22,7 +22,7 @@ class Nvml(NamedTuple):
 
 
 class StateWatch:
-    """Watches the machine over a ``with`` block; ``state`` is the record (``schema.py``, key ``device_state``)."""
+    """Watches the machine over a ``with`` block; ``state`` is the record for the key ``device_state``."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -112,11 +112,11 @@ def _cpu_seconds() -> tuple[float, float, float]:
 
 def _load_average() -> float | None:
     try:
-        return psutil.getloadavg()[0]
+        return float(psutil.getloadavg()[0])
     except OSError:
         return None
 
 
 def _cpu_frequency() -> float | None:
     frequency = psutil.cpu_freq()
-    return frequency.current * MEGAHERTZ if frequency else None
+    return float(frequency.current * MEGAHERTZ) if frequency else None

@@ -1,7 +1,7 @@
 """The peak of one round as the allocator saw it, in a pass of its own, weights included.
 
-On CUDA the caching allocator keeps the figures; the implementation must be alone on the device. On a CPU they come
-from the profiler's memory events, which repeat to the last byte, whatever else lives in the process.
+On CUDA the caching allocator keeps the figures; the implementation must be alone on the device. On a CPU they
+come from the profiler's memory events, which repeat to the last byte, whatever else lives in the process.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from ..subject import Subject, collect_garbage
+from perf_tests.subject import Subject, collect_garbage
 
 ROUND = "perf_tests: measured round"
 
@@ -76,10 +76,10 @@ def model_bytes(model: torch.nn.Module) -> int:
 def peak_beyond(events: Iterable[dict[str, Any]], model_addresses: frozenset[int]) -> int:
     """Peak bytes alive in the round marked ``ROUND`` beyond the model's own storages.
 
-    ``events`` are a profiler trace's ``traceEvents``, which cover the model's life since it was built. Counted are
-    the allocations seen in them, so also what warm-up left alive. A model's storage that was allocated within the
-    trace (a fused copy that replaced the parameters) is counted with the model, so not here; a block that was
-    allocated before the trace is one of the model's, or not this implementation's.
+    ``events`` are a profiler trace's ``traceEvents``, which cover the model's life since it was built.
+    Counted are the allocations seen in them, so also what warm-up left alive. A model's storage that was
+    allocated within the trace (a fused copy that replaced the parameters) is counted with the model, so not
+    here; a block that was allocated before the trace is one of the model's, or not this implementation's.
     """
     trace = list(events)
     begin, end = _span(trace)

@@ -37,11 +37,12 @@ def time_rounds(
 ) -> list[float] | None:
     """Time ``run`` for ``rounds`` rounds after a warm-up; the rounds are left in ``benchmark.stats``.
 
-    ``run`` and ``control`` return when the device is done, so both ends of a round are synchronised. ``between`` is
-    told how many rounds are done, before each control and outside of what is timed.
+    ``run`` and ``control`` return when the device is done, so both ends of a round are synchronised.
+    ``between`` is told how many rounds are done, before each control and outside of what is timed.
 
     Returns:
-        The control's seconds, one before each round in the order of ``stats.data``; ``None`` without a control.
+        The control's seconds, one before each round in the order of ``stats.data``; ``None`` without a
+        control.
     """
     control_seconds: list[float] = []
     calls = 0

@@ -1,9 +1,11 @@
 """What "the same as the original" means: for numbers, in half precision, for whatever generate returns."""
 
+import functools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Cache, EncoderDecoderCache
@@ -95,26 +97,6 @@ class OperationCounter(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@contextmanager
-def counted_calls(module: torch.nn.Module) -> Iterator[list[int]]:
-    """Yield a list that gets the batch size of each call of `module`'s forward, without hooking it.
-
-    A forward hook would itself be a reason for the model to leave its fast loop.
-    """
-    calls: list[int] = []
-    forward = module.forward
-
-    def counting_forward(*args: Any, **kwargs: Any) -> Any:
-        calls.append(next(tensors([list(args), kwargs])).shape[0])
-        return forward(*args, **kwargs)
-
-    module.forward = counting_forward
-    try:
-        yield calls
-    finally:
-        del module.forward
-
-
 @torch.no_grad()
 def assert_half_tokens_agree(
     flash: torch.Tensor,
@@ -143,3 +125,23 @@ def assert_half_tokens_agree(
         floor = 2 * torch.finfo(half.dtype).eps * reference.abs().max().item()
         margin = (reference[original[row, step]] - reference[flash[row, step]]).abs().item()
         assert margin <= 4 * error + 2 * floor, f"row {row}, step {step}: no near-tie, {margin:.3g} apart"
+
+
+@contextmanager
+def encoder_calls(model: torch.nn.Module) -> Iterator[list[int]]:
+    """Yield a list that gets the batch size of each run of the encoder, watched without a hook on it.
+
+    A hook, or a forward of the instance's own, would itself be a reason to leave the fast path.
+    """
+    encoder_class = type(model.get_encoder())
+    forward = encoder_class.forward
+    calls: list[int] = []
+
+    @functools.wraps(forward)
+    def counting_forward(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        calls.append(next(tensors([list(args), kwargs])).shape[0])
+        return forward(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoder_class, "forward", counting_forward)
+        yield calls

@@ -70,12 +70,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "top k": {"max_new_tokens": 20, "temperature": 1.0, "top_k": 5},
     "top p": {"max_new_tokens": 20, "temperature": 1.0, "top_p": 0.8},
     "min p": {"max_new_tokens": 20, "temperature": 1.0, "min_p": 0.1},
-    "sampling returned": {
-        "max_new_tokens": 12,
-        "do_sample": True,
-        "temperature": 0.9,
-        "num_return_sequences": 3,
-    },
+    "sampled twice": {"max_new_tokens": 9, "do_sample": True, "num_return_sequences": 2},
     "no repeats": {"max_new_tokens": 20, "no_repeat_ngram_size": 2},
     "repetition penalty": {"max_new_tokens": 20, "repetition_penalty": 1.4},
     "bad words": {"max_new_tokens": 20, "bad_words_ids": [[13], [47, 47], [190]]},

@@ -64,7 +64,7 @@ class GreedySession:
         self._tokens = torch.zeros(shape.batch, dtype=torch.long, device=device)
         self._position = torch.zeros(1, dtype=torch.long, device=device)
         self._unfinished = torch.ones(shape.batch, dtype=torch.bool, device=device)
-        self._forbidden = torch.zeros(weights.projection.shape[0], dtype=dtype, device=device)
+        self._forbidden = torch.zeros(weights.projection.shape[0], device=device)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
     def serves(
@@ -123,7 +123,7 @@ class GreedySession:
     def step(self, span: int) -> None:
         """Decode one token per sequence, attending to `span` cached positions of which the later ones are masked."""
         unwritten = self._slots[:span] > self._position
-        mask = torch.zeros(1, span, dtype=self._forbidden.dtype, device=unwritten.device)
+        mask = torch.zeros(1, span, dtype=self.weights.token_embedding.dtype, device=unwritten.device)
         mask.masked_fill_(unwritten, torch.finfo(mask.dtype).min)
         logits = run_decoder(self.weights, self.cache, self._tokens, self._position, span, mask, self.states)
         tokens = (logits + self._forbidden).argmax(dim=-1)

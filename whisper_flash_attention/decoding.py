@@ -24,7 +24,6 @@ from transformers import (
 from transformers.generation import GenerateEncoderDecoderOutput
 from transformers.modeling_outputs import BaseModelOutput
 
-from . import kernels
 from .decode_step import causal_mask, project_cross, run_decoder
 from .flash_attention import ATTENTION_NAME
 from .kv_cache import CacheShape, WhisperKVCache
@@ -225,15 +224,12 @@ class TokenChooser:
     ) -> "TokenChooser":
         """Prepare a call; `projection` is `(vocabulary, d)`."""
         as_dict = bool(config.return_dict_in_generate)
-        keeps_scores, keeps_logits = as_dict and bool(config.output_scores), as_dict and bool(config.output_logits)
-        vocabulary, device = projection.shape[0], projection.device
-        # Sampling, kept scores and processors of unknown needs get float32, as in Transformers. Forbidding tokens and
-        # taking the maximum gives the same token in any dtype, since widening keeps order and ties.
-        processor = ScoreProcessor(processors, vocabulary, projection.dtype, device)
-        if config.do_sample or keeps_scores or keeps_logits or not processor.is_suppression or len(stopping.others):
-            processor = ScoreProcessor(processors, vocabulary, torch.float32, device)
+        keeps_scores, keeps_logits = (
+            as_dict and bool(config.output_scores),
+            as_dict and bool(config.output_logits),
+        )
         return cls(
-            processor=processor,
+            processor=ScoreProcessor(processors, projection.shape[0], projection.device),
             stopping=stopping,
             pad=config._pad_token_tensor,
             samples=bool(config.do_sample),
@@ -257,7 +253,7 @@ class TokenChooser:
         Returns:
             `(batch,)` tokens.
         """
-        logits = logits.to(self.processor.dtype)
+        logits = logits.float()
         if self.keeps_logits:
             self.logits.append(logits)
         scores = self.processor(ids, length, logits)

@@ -74,9 +74,9 @@ def _fused(
 ) -> tuple[Tensor, str]:
     """Attention by the kernel that the tables of `kernels.py` name for the call."""
     if mask is None:
-        served = xformers_backend.attention(query, key, value, causal=causal, dropout=dropout, scale=scale)
+        served = xformers_backend.attend(query, key, value, causal=causal, dropout=dropout, scale=scale)
         if served is not None:
-            return served
+            return served, "xformers"
         if not causal and dropout == 0.0 and kernels.prefers_chunked_attention(query, key):
             return kernels.chunked_attention(query, key, value, scale), "matmul"
     if causal and key.shape[2] > query.shape[2]:

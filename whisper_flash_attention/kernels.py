@@ -42,6 +42,8 @@ import platform
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+from transformers.activations import ACT2FN
 from transformers.models.whisper.modeling_whisper import WhisperPositionalEmbedding
 
 QUERY_CHUNK = 500
@@ -65,7 +67,7 @@ def onednn_serves(x: Tensor) -> bool:
     return (
         x.device.type == "cpu"
         and x.dtype in _onednn_dtypes()
-        and torch.backends.mkldnn.enabled
+        and bool(torch.backends.mkldnn.enabled)
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
@@ -73,7 +75,12 @@ def onednn_serves(x: Tensor) -> bool:
 
 
 def linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False, residual: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    gelu: bool = False,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """Compute `x @ weight.T + bias`, then the exact GELU, or plus `residual`; not both.
 
@@ -105,9 +112,7 @@ def prefers_columns(weight: Tensor) -> bool:
 
 def prefers_chunked_attention(query: Tensor, key: Tensor) -> bool:
     """Whether unmasked attention goes to `chunked_attention`: bfloat16 on a CPU whose oneDNN multiplies it."""
-    return (
-        query.dtype == torch.bfloat16 and onednn_serves(query) and query.shape[2] >= QUERY_CHUNK and key.shape[2] > 1
-    )
+    return query.dtype == torch.bfloat16 and onednn_serves(query) and query.shape[2] >= QUERY_CHUNK and key.shape[2] > 1
 
 
 def chunked_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
@@ -149,9 +154,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor
     """
     if prefers_fused(query, key):
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
-    out = attend_by_products(
-        query.flatten(0, 1), key.flatten(0, 1).transpose(1, 2), value.flatten(0, 1), scale, mask
-    )
+    out = attend_by_products(query.flatten(0, 1), key.flatten(0, 1).transpose(1, 2), value.flatten(0, 1), scale, mask)
     return out.view(query.shape)
 
 
@@ -235,4 +238,11 @@ def has_hooks(module: nn.Module) -> bool:
     """
     if "forward" in module.__dict__ or module._forward_pre_hooks or module._backward_hooks:
         return True
+    if _has_any_global_hook():
+        return True
     return any(hook.__module__ != "transformers.utils.output_capturing" for hook in module._forward_hooks.values())
+
+
+def is_exact_gelu(activation: nn.Module) -> bool:
+    """Whether an activation is the one that `linear` can apply: Transformers' `"gelu"`, with the error function."""
+    return type(activation) is type(ACT2FN["gelu"]) and not has_hooks(activation)

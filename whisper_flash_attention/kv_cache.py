@@ -51,9 +51,7 @@ class InPlaceLayer(DynamicLayer):  # type: ignore[misc]
         self.buffer = buffer
         self.keys, self.values = buffer[0, :, :, :length], buffer[1, :, :, :length]
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write new keys and values `(batch, heads, new, head_dim)` behind the old ones; return all written."""
         old, new = self.get_seq_length(), key_states.shape[2]
         if old + new > self.buffer.shape[3]:
@@ -123,11 +121,25 @@ class WhisperKVCache(EncoderDecoderCache):  # type: ignore[misc]
     ) -> None:
         self.shape = shape
         self.self_buffer = torch.empty(
-            shape.layers, 2, shape.batch, shape.heads, shape.capacity, shape.head_dim, dtype=dtype, device=device
+            shape.layers,
+            2,
+            shape.batch,
+            shape.heads,
+            shape.capacity,
+            shape.head_dim,
+            dtype=dtype,
+            device=device,
         )
         self.cross_buffer = (
             torch.empty(
-                shape.layers, 2, shape.batch, shape.heads, shape.frames, shape.head_dim, dtype=dtype, device=device
+                shape.layers,
+                2,
+                shape.batch,
+                shape.heads,
+                shape.frames,
+                shape.head_dim,
+                dtype=dtype,
+                device=device,
             )
             if stores_cross
             else None

@@ -12,9 +12,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers.models.whisper.modeling_whisper import WhisperAttention, WhisperDecoder, WhisperDecoderLayer
+from transformers.models.whisper.modeling_whisper import WhisperDecoder, WhisperDecoderLayer
 
 from . import kernels
+from .flash_attention import WhisperFlashAttention
 
 
 class LayerWeights(NamedTuple):
@@ -83,17 +84,17 @@ def decoder_modules(decoder: WhisperDecoder, projection: nn.Module) -> list[nn.M
 
 
 def is_plain_decoder(decoder: WhisperDecoder, projection: nn.Module) -> bool:
-    """Whether the decoder is nothing but its weights, all of one dtype on one device, so that it can be laid out."""
-    containers: list[nn.Module] = [decoder, *decoder.layers]
+    """Whether the decoder is stock layers and nothing but its weights, all of one dtype on one device."""
+    if type(decoder) is not WhisperDecoder:
+        return False
     for layer in decoder.layers:
-        if not isinstance(layer, WhisperDecoderLayer):
-            return False
         attentions = (layer.self_attn, layer.encoder_attn)
-        if not all(isinstance(attention, WhisperAttention) for attention in attentions):
+        if type(layer) is not WhisperDecoderLayer or not kernels.is_exact_gelu(layer.activation_fn):
             return False
-        containers += attentions
+        if any(type(attention) is not WhisperFlashAttention for attention in attentions):
+            return False
     modules = decoder_modules(decoder, projection)
-    if not kernels.is_plain(*modules) or any(kernels.has_hooks(module) for module in containers):
+    if not kernels.is_plain(*modules):
         return False
     parameters = [parameter for module in modules for parameter in module.parameters(recurse=False)]
     first = parameters[0]
@@ -102,7 +103,7 @@ def is_plain_decoder(decoder: WhisperDecoder, projection: nn.Module) -> bool:
         and type(parameter.data) is Tensor
         and parameter.dtype == first.dtype
         and parameter.device == first.device
-        and not parameter.is_meta
+        and not (parameter.is_meta or parameter.is_inference())
         for parameter in parameters
     )
 
@@ -131,7 +132,12 @@ def lay_out(decoder: WhisperDecoder, projection: nn.Linear) -> DecoderWeights:
     layers = []
     for layer in decoder.layers:
         qkv_weight, qkv_bias = _fuse_qkv(layer.self_attn)
-        for linear in (layer.self_attn.out_proj, layer.encoder_attn.q_proj, layer.encoder_attn.out_proj, layer.fc1):
+        for linear in (
+            layer.self_attn.out_proj,
+            layer.encoder_attn.q_proj,
+            layer.encoder_attn.out_proj,
+            layer.fc1,
+        ):
             _store_columns(linear.weight)
         layers.append(
             LayerWeights(
@@ -172,13 +178,13 @@ def restore(decoder: WhisperDecoder, projection: nn.Linear) -> None:
                 parameter.data = parameter.clone(memory_format=torch.contiguous_format)
 
 
-def _store_columns(weight: nn.Parameter) -> None:
+def _store_columns(weight: Tensor) -> None:
     """Store a weight `(out, in)` transposed where that multiplies faster."""
     if kernels.prefers_columns(weight) and weight.stride() != (1, weight.shape[0]):
         weight.data = weight.t().contiguous().t()
 
 
-def _fuse_qkv(attention: WhisperAttention) -> tuple[Tensor, Tensor]:
+def _fuse_qkv(attention: WhisperFlashAttention) -> tuple[Tensor, Tensor]:
     """Make the three input projections of a self-attention slices of one weight `(3 d, d)` and one bias."""
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
     width = attention.embed_dim

@@ -52,14 +52,13 @@ class Suppression:
     Args:
         rules: The rules.
         vocabulary: Number of tokens.
-        dtype: Of the scores.
         device: Of the scores.
     """
 
-    def __init__(self, rules: list[Rule], vocabulary: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, rules: list[Rule], vocabulary: int, device: torch.device) -> None:
         self._rules = rules
         self._ids = [set(rule.tokens.flatten().tolist()) for rule in rules]
-        self._zeros = torch.zeros(vocabulary, dtype=dtype, device=device)
+        self._zeros = torch.zeros(vocabulary, device=device)
         self._vectors: dict[tuple[bool, ...], Tensor] = {}
 
     def active(self, length: int) -> tuple[bool, ...]:
@@ -93,17 +92,10 @@ class ScoreProcessor:
     Args:
         processors: What Transformers prepared for the call.
         vocabulary: Number of tokens.
-        dtype: Of the scores.
         device: Of the scores.
-
-    Attributes:
-        dtype: Of the scores.
     """
 
-    def __init__(
-        self, processors: LogitsProcessorList, vocabulary: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        self.dtype = dtype
+    def __init__(self, processors: LogitsProcessorList, vocabulary: int, device: torch.device) -> None:
         self._stages: list[Suppression | LogitsProcessor] = []
         rules: list[Rule] = []
         for processor in processors:
@@ -112,11 +104,11 @@ class ScoreProcessor:
                 rules.append(rule)
                 continue
             if rules:
-                self._stages.append(Suppression(rules, vocabulary, dtype, device))
+                self._stages.append(Suppression(rules, vocabulary, device))
                 rules = []
             self._stages.append(processor)
         if rules:
-            self._stages.append(Suppression(rules, vocabulary, dtype, device))
+            self._stages.append(Suppression(rules, vocabulary, device))
 
     @property
     def is_suppression(self) -> bool:
@@ -140,7 +132,7 @@ class ScoreProcessor:
         Args:
             ids: `(batch, capacity)`, the first `length` columns written.
             length: Tokens so far, prompt included.
-            scores: `(batch, vocabulary)`.
+            scores: `(batch, vocabulary)`, float32.
 
         Returns:
             The processed scores.

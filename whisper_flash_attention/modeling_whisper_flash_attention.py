@@ -11,12 +11,11 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
 from transformers.generation import GenerationMode
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.models.whisper.modeling_whisper import WhisperAttention, WhisperEncoderLayer
+from transformers.models.whisper.modeling_whisper import WhisperAttention, WhisperEncoderLayer, WhisperModel
 
 from . import decoding, kernels, layout
 from .captured_decoding import GreedySession
@@ -33,9 +32,8 @@ class WhisperFlashAttentionEncoderLayer(WhisperEncoderLayer):  # type: ignore[mi
         fuses = (
             kernels.onednn_serves(hidden_states)
             and not self.training
-            and self.self_attn.config.activation_function == "gelu"
+            and kernels.is_exact_gelu(self.activation_fn)
             and kernels.is_plain(self.fc1, self.fc2)
-            and not kernels.has_hooks(self.activation_fn)
         )
         if not fuses:
             return super().forward(hidden_states, attention_mask, **kwargs)  # type: ignore[no-any-return]
@@ -117,8 +115,10 @@ class WhisperFlashAttentionForConditionalGeneration(WhisperForConditionalGenerat
     def generate_with_fallback(self, *args: Any, **named: Any) -> Any:
         """Generate one window of every audio, as the original does, with this project's loop where it can be used."""
         call = decoding.current_call.get()
-        if call is None or not call.fast or args or not self._can_decode_fast(**named):
+        if call is None or args:
             return super().generate_with_fallback(*args, **named)
+        if not (call.fast and self._can_decode_fast(named["generation_config"], named["kwargs"], named)):
+            return super().generate_with_fallback(**self._with_known_states(call, named))
         kwargs = named["kwargs"] | {"custom_generate": decoding.decode}
         if kwargs.get("encoder_outputs") is None:
             config = self.config
@@ -130,26 +130,49 @@ class WhisperFlashAttentionForConditionalGeneration(WhisperForConditionalGenerat
         try:
             return super().generate_with_fallback(**named | {"kwargs": kwargs})
         except decoding.NotHandledError:
-            return super().generate_with_fallback(**named)
+            return super().generate_with_fallback(**self._with_known_states(call, named))
 
-    def _can_decode_fast(
-        self,
-        *,
-        generation_config: GenerationConfig,
-        kwargs: dict[str, Any],
-        synced_gpus: bool | None = False,
-        **_: Any,
-    ) -> bool:
+    def _can_decode_fast(self, config: GenerationConfig, kwargs: dict[str, Any], named: dict[str, Any]) -> bool:
         """Whether nothing about a call is lost when Transformers hands it to a custom loop."""
-        foreign = ("custom_generate", "assistant_model", "streamer", "past_key_values", "decoder_attention_mask")
-        if synced_gpus or any(kwargs.get(key) is not None for key in foreign):
+        foreign = (
+            "custom_generate",
+            "assistant_model",
+            "streamer",
+            "past_key_values",
+            "decoder_attention_mask",
+        )
+        if named.get("synced_gpus") or any(kwargs.get(key) is not None for key in foreign):
+            return False
+        if config.get_generation_mode() not in {GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE}:
+            return False
+        if config.cache_implementation is not None:
             return False
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             return False
-        mode = generation_config.get_generation_mode()
-        return mode in {GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE} and layout.is_plain_decoder(
-            self.model.decoder, self.proj_out
+        original = WhisperForConditionalGeneration
+        overridden = (
+            type(self).forward is not original.forward
+            or type(self).prepare_inputs_for_generation is not original.prepare_inputs_for_generation
+            or type(self.model) is not WhisperModel
         )
+        # Hooks must see the calls they would see; dropout, if only in one layer, must drop.
+        if overridden or any(module.training or kernels.has_hooks(module) for module in self.modules()):
+            return False
+        return layout.is_plain_decoder(self.model.decoder, self.proj_out)
+
+    def _with_known_states(self, call: decoding.GenerateCall, named: dict[str, Any]) -> dict[str, Any]:
+        """Hand Transformers' loop the encoder states that language detection has left, where it can take them."""
+        config, kwargs = named["generation_config"], named["kwargs"]
+        features = named["segment_input"]
+        # A second temperature takes a part of the batch, which given encoder outputs would not follow.
+        follows = len(named["temperatures"]) == 1 or len(features) == 1
+        records = config.output_attentions or config.output_hidden_states
+        if not follows or records or config.cache_implementation or kwargs.get("encoder_outputs") is not None:
+            return named
+        states = call.states_of(features)
+        if states is None:
+            return named
+        return named | {"kwargs": kwargs | {"encoder_outputs": BaseModelOutput(last_hidden_state=states)}}
 
     def detect_language(
         self,

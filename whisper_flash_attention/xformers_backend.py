@@ -7,8 +7,8 @@ once, by a call with a few numbers, and said in one warning.
 import functools
 import importlib
 import warnings
-from collections.abc import Callable
-from typing import Any
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,13 +17,30 @@ INSTALL_HINT = (
     "install the tested pair with `pip install -c constraints/cuda.txt torch xformers` "
     "(xFormers' wheel for CUDA 12 also needs `nvidia-cuda-runtime-cu12` on the library path)"
 )
-MODULES = ("xformers.ops", "mslk.attention.fmha")
-"""Where the kernels live: xFormers, and the package that its attention is moving to."""
+
+
+class Ops(NamedTuple):
+    """Where the attention lives.
+
+    Attributes:
+        attention: Module with `memory_efficient_attention`.
+        biases: Module with the mask objects.
+    """
+
+    attention: ModuleType
+    biases: ModuleType
+
+
+LOCATIONS = (
+    ("xformers.ops", "xformers.ops.fmha.attn_bias"),
+    ("mslk.attention.fmha", "mslk.attention.fmha.attn_bias"),
+)
+"""xFormers, and the package that its attention is moving to: module of the attention, module of the masks."""
 
 
 @functools.cache
-def load(device_type: str) -> Any | None:
-    """Import the module with `memory_efficient_attention`, or warn once why it cannot serve and return None.
+def load(device_type: str) -> Ops | None:
+    """Import the attention and try it, or warn once why it cannot serve and return None.
 
     Args:
         device_type: `"cuda"`; anything else has no kernel and needs no warning.
@@ -31,15 +48,15 @@ def load(device_type: str) -> Any | None:
     if device_type != "cuda":
         return None
     reasons = []
-    for name in MODULES:
+    for name, biases in LOCATIONS:
         try:
-            module = importlib.import_module(name)
+            ops = Ops(importlib.import_module(name), importlib.import_module(biases))
             probe = torch.zeros(1, 8, 1, 64, dtype=torch.float16, device=device_type)
-            module.memory_efficient_attention(probe, probe, probe)
+            ops.attention.memory_efficient_attention(probe, probe, probe)
         except Exception as error:  # a broken wheel raises anything from ImportError to OSError and RuntimeError
-            reasons.append(f"{name}: {str(error).strip().splitlines()[0] if str(error).strip() else repr(error)}")
+            reasons.append(f"{name}: {(str(error).strip() or repr(error)).splitlines()[0]}")
         else:
-            return module
+            return ops
     warnings.warn(
         f"xFormers' attention cannot be used ({'; '.join(reasons)}); PyTorch's fused kernels serve instead. "
         f"To use it, {INSTALL_HINT}.",
@@ -49,44 +66,41 @@ def load(device_type: str) -> Any | None:
     return None
 
 
-def attention(
-    query: Tensor, key: Tensor, value: Tensor, *, causal: bool, dropout: float, scale: float
-) -> tuple[Tensor, str] | None:
+def attend(query: Tensor, key: Tensor, value: Tensor, *, causal: bool, dropout: float, scale: float) -> Tensor | None:
     """Attention by xFormers, or None where it has no kernel for the call.
 
     Args:
         query: `(batch, heads, queries, head_dim)`.
         key: `(batch, heads, keys, head_dim)`.
         value: `(batch, heads, keys, head_dim)`.
-        causal: Query i of the last ones sees the keys up to its own; the mask is aligned bottom-right, since a
-            top-left one would let a cached step see the first key alone.
+        causal: Whether query i of the last ones sees only the keys up to its own.
         dropout: Probability of dropping a weight.
         scale: Factor of the scores.
 
     Returns:
-        `(batch, heads, queries, head_dim)` and the name of the kernel.
+        `(batch, heads, queries, head_dim)`.
     """
     ops = load(query.device.type)
     if ops is None:
         return None
+    # xFormers has the heads behind the positions.
+    by_position = (tensor.transpose(1, 2) for tensor in (query, key, value))
     bias = causal_bias(ops, query.shape[2], key.shape[2]) if causal else None
-    attend: Callable[..., Tensor] = ops.memory_efficient_attention
     try:
-        out = attend(
-            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_bias=bias, p=dropout, scale=scale
-        )
-    except NotImplementedError:  # xFormers' word for "no kernel takes these inputs", a head size for one
+        out: Tensor = ops.attention.memory_efficient_attention(*by_position, attn_bias=bias, p=dropout, scale=scale)
+    except NotImplementedError:  # its word for "no kernel takes these inputs": a head size, say
         return None
-    return out.transpose(1, 2), "xformers"
+    return out.transpose(1, 2)
 
 
-def causal_bias(ops: Any, queries: int, keys: int) -> Any | None:
-    """Choose the mask object of a causal call: none for one query, bottom-right where the cache is longer."""
+def causal_bias(ops: Ops, queries: int, keys: int) -> Any | None:
+    """Choose the mask object of a causal call.
+
+    None for one query, which sees every key. Bottom-right where the cache is longer than the queries: the plain
+    triangular mask is aligned top-left, and would let a query behind a cache see the first key alone.
+    """
     if queries == 1:
         return None
-    biases = importlib.import_module(f"{ops.__name__.removesuffix('.ops')}.ops.fmha.attn_bias") if (
-        ops.__name__.startswith("xformers")
-    ) else importlib.import_module("mslk.attention.fmha.attn_bias")
     if queries == keys:
-        return biases.LowerTriangularMask()
-    return biases.LowerTriangularFromBottomRightMask()
+        return ops.biases.LowerTriangularMask()
+    return ops.biases.LowerTriangularFromBottomRightMask()

@@ -35,9 +35,7 @@ def assert_half_close(flash: torch.Tensor, original: torch.Tensor, reference: to
     )
 
 
-def assert_same(
-    actual: Any, expected: Any, tolerance: float = FLOAT32_TOLERANCE, path: str = "output"
-) -> None:
+def assert_same(actual: Any, expected: Any, tolerance: float = FLOAT32_TOLERANCE, path: str = "output") -> None:
     """Compare nested outputs: tensors, tuples, dictionaries, model outputs, caches. Integers are exact."""
     if isinstance(expected, torch.Tensor):
         assert isinstance(actual, torch.Tensor), f"{path}: {type(actual).__name__} for a tensor"
@@ -48,16 +46,12 @@ def assert_same(
     elif isinstance(expected, Cache):
         assert_same(cache_tensors(actual), cache_tensors(expected), tolerance, path)
     elif isinstance(expected, Mapping):
-        assert type(actual) is type(expected), (
-            f"{path}: {type(actual).__name__}, not {type(expected).__name__}"
-        )
+        assert type(actual) is type(expected), f"{path}: {type(actual).__name__}, not {type(expected).__name__}"
         assert list(actual) == list(expected), f"{path}: keys {list(actual)}, not {list(expected)}"
         for key in expected:
             assert_same(actual[key], expected[key], tolerance, f"{path}.{key}")
     elif isinstance(expected, (tuple, list)):
-        assert type(actual) is type(expected), (
-            f"{path}: {type(actual).__name__}, not {type(expected).__name__}"
-        )
+        assert type(actual) is type(expected), f"{path}: {type(actual).__name__}, not {type(expected).__name__}"
         assert len(actual) == len(expected), f"{path}: {len(actual)} items, not {len(expected)}"
         for index, (one, other) in enumerate(zip(actual, expected, strict=True)):
             assert_same(one, other, tolerance, f"{path}[{index}]")

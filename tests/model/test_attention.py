@@ -160,9 +160,7 @@ def test_masks(kind: str) -> None:
 def test_masks_in_half_precision(kind: str, half: torch.dtype) -> None:
     modules = make_decoder_modules(dtype=half)
     reference = make_decoder_modules().original(states(6), attention_mask=MASKS[kind](torch.float32))[0]
-    original, flash = (
-        module(states(6, dtype=half), attention_mask=MASKS[kind](half))[0] for module in modules
-    )
+    original, flash = (module(states(6, dtype=half), attention_mask=MASKS[kind](half))[0] for module in modules)
     assert_half_close(flash, original, reference)
 
 

@@ -102,9 +102,7 @@ def test_stopping_criteria(mode: str, pair: Pair) -> None:
         torch.manual_seed(1)
         criteria = RecordingCriteria([5, 8])
         outputs.append(
-            model.generate(
-                mel_features(2), max_new_tokens=TOKENS, stopping_criteria=[criteria], **MODES[mode]
-            )
+            model.generate(mel_features(2), max_new_tokens=TOKENS, stopping_criteria=[criteria], **MODES[mode])
         )
         seen.append(criteria.seen)
     assert len(seen[0]) >= 2
@@ -116,9 +114,7 @@ def test_stopping_criteria(mode: str, pair: Pair) -> None:
 def test_rows_end_one_after_the_other(scored: bool, pair: Pair) -> None:
     options = {"return_dict_in_generate": scored, "output_scores": scored}
     outputs = [
-        model.generate(
-            mel_features(4), max_new_tokens=16, logits_processor=[EndingProcessor(begin=2)], **options
-        )
+        model.generate(mel_features(4), max_new_tokens=16, logits_processor=[EndingProcessor(begin=2)], **options)
         for model in pair
     ]
     assert_same(outputs[1], outputs[0])
@@ -146,8 +142,7 @@ def test_subclass_of_a_known_processor(pair: Pair) -> None:
             return -scores
 
     outputs = [
-        model.generate(mel_features(2), max_new_tokens=TOKENS, logits_processor=[Opposite([13])])
-        for model in pair
+        model.generate(mel_features(2), max_new_tokens=TOKENS, logits_processor=[Opposite([13])]) for model in pair
     ]
     assert_same(outputs[1], outputs[0])
     plain = pair.flash.generate(mel_features(2), max_new_tokens=TOKENS)
@@ -367,9 +362,7 @@ def test_arguments_are_left_alone(pair: Pair) -> None:
     configs = []
     for model in pair:
         passed = tiny_generation_config(False, model.config)
-        model.generate(
-            mel_features(2), generation_config=passed, max_new_tokens=4, return_token_timestamps=True
-        )
+        model.generate(mel_features(2), generation_config=passed, max_new_tokens=4, return_token_timestamps=True)
         configs.append((model.generation_config.to_dict(), passed.to_dict()))
         assert isinstance(model.generation_config, GenerationConfig)
     assert configs[1] == configs[0]

@@ -53,9 +53,7 @@ def test_logits_in_half_precision(half: torch.dtype) -> None:
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_use_cache(use_cache: bool, pair: Pair) -> None:
     tokens = decoder_tokens(2, LENGTH)
-    output = assert_forward_same(
-        pair, input_features=mel_features(2), decoder_input_ids=tokens, use_cache=use_cache
-    )
+    output = assert_forward_same(pair, input_features=mel_features(2), decoder_input_ids=tokens, use_cache=use_cache)
     assert (output.past_key_values is not None) == use_cache
 
 

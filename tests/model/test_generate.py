@@ -133,9 +133,7 @@ def test_batch_sizes(batch: int, pair: Pair) -> None:
 )
 def test_configurations(config: dict[str, Any]) -> None:
     pair = make_pair(**config)
-    assert_generate_same(
-        pair, mel_features(2, 2 * pair.original.config.max_source_positions), max_new_tokens=10
-    )
+    assert_generate_same(pair, mel_features(2, 2 * pair.original.config.max_source_positions), max_new_tokens=10)
 
 
 def test_half_precision(half: torch.dtype) -> None:
@@ -245,12 +243,8 @@ def test_given_cache(written: int, pair: Pair) -> None:
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         if written:
             with torch.no_grad():
-                model(
-                    mel_features(2), decoder_input_ids=ids[:, :written], past_key_values=cache, use_cache=True
-                )
-        tokens.append(
-            model.generate(mel_features(2), decoder_input_ids=ids, past_key_values=cache, max_new_tokens=6)
-        )
+                model(mel_features(2), decoder_input_ids=ids[:, :written], past_key_values=cache, use_cache=True)
+        tokens.append(model.generate(mel_features(2), decoder_input_ids=ids, past_key_values=cache, max_new_tokens=6))
         caches.append(cache)
     assert_same(tokens[1], tokens[0])
     assert_same(caches[1], caches[0])
@@ -260,9 +254,7 @@ def test_returned_cache(pair: Pair) -> None:
     """What is returned as `past_key_values` can be used to go on, and holds no unwritten places."""
     caches = []
     for model in pair:
-        output = model.generate(
-            mel_features(2), max_new_tokens=6, min_new_tokens=6, return_dict_in_generate=True
-        )
+        output = model.generate(mel_features(2), max_new_tokens=6, min_new_tokens=6, return_dict_in_generate=True)
         caches.append(output.past_key_values)
     assert_same(caches[1], caches[0])
     assert caches[1].get_seq_length() == len(PROMPT) + 5

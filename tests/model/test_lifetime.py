@@ -26,9 +26,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "timestamps": lambda model: model.generate(
         mel_features(2), max_new_tokens=TOKENS, return_timestamps=True, return_segments=True
     ),
-    "words": lambda model: model.generate(
-        mel_features(2), max_new_tokens=TOKENS, return_token_timestamps=True
-    ),
+    "words": lambda model: model.generate(mel_features(2), max_new_tokens=TOKENS, return_token_timestamps=True),
     "forward": lambda model: model(
         mel_features(2), decoder_input_ids=decoder_tokens(2, 5), use_cache=False
     ).logits.detach(),
@@ -168,9 +166,7 @@ def test_generate_inside_a_processor(pair: Pair) -> None:
 
         return processor
 
-    outputs = [
-        model.generate(mel_features(2), max_new_tokens=6, logits_processor=[inner(model)]) for model in pair
-    ]
+    outputs = [model.generate(mel_features(2), max_new_tokens=6, logits_processor=[inner(model)]) for model in pair]
     assert_same(outputs[1], outputs[0])
 
 

@@ -44,15 +44,9 @@ def assert_same_tokens(pair: Pair, batch: int = 2) -> None:
 def test_keys_are_the_originals(pair: Pair, history) -> None:
     history(pair.flash)
     assert list(pair.flash.state_dict()) == list(pair.original.state_dict())
-    assert [name for name, _ in pair.flash.named_parameters()] == [
-        name for name, _ in pair.original.named_parameters()
-    ]
-    assert [name for name, _ in pair.flash.named_buffers()] == [
-        name for name, _ in pair.original.named_buffers()
-    ]
-    assert [name for name, _ in pair.flash.named_modules()] == [
-        name for name, _ in pair.original.named_modules()
-    ]
+    assert [name for name, _ in pair.flash.named_parameters()] == [name for name, _ in pair.original.named_parameters()]
+    assert [name for name, _ in pair.flash.named_buffers()] == [name for name, _ in pair.original.named_buffers()]
+    assert [name for name, _ in pair.flash.named_modules()] == [name for name, _ in pair.original.named_modules()]
 
 
 def test_values_survive(pair: Pair, history) -> None:
@@ -98,9 +92,7 @@ def test_saves_as_the_original(pair: Pair, history, tmp_path: Path) -> None:
     assert_same(*files, EXACT)
     sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("flash", "original")]
     assert sizes[0] == sizes[1]
-    generation_configs = [
-        (tmp_path / name / "generation_config.json").read_text() for name in ("flash", "original")
-    ]
+    generation_configs = [(tmp_path / name / "generation_config.json").read_text() for name in ("flash", "original")]
     assert generation_configs[0] == generation_configs[1]
     assert_same_tokens(pair)
 
@@ -138,8 +130,7 @@ def test_saved_config_names_no_private_kernel(pair: Pair, history, tmp_path: Pat
     pair.flash.save_pretrained(tmp_path / "flash")
     pair.original.save_pretrained(tmp_path / "original")
     flash, original = (
-        type(pair.original.config).from_pretrained(tmp_path / name).to_dict()
-        for name in ("flash", "original")
+        type(pair.original.config).from_pretrained(tmp_path / name).to_dict() for name in ("flash", "original")
     )
     for values in (flash, original):
         values.pop("architectures")  # the class that wrote it
@@ -170,9 +161,7 @@ def test_built_from_a_configuration() -> None:
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 def test_attention_implementation_can_be_asked_for(implementation: str, pair: Pair) -> None:
     config = tiny_config()
-    flash = WhisperFlashAttentionForConditionalGeneration._from_config(
-        config, attn_implementation=implementation
-    )
+    flash = WhisperFlashAttentionForConditionalGeneration._from_config(config, attn_implementation=implementation)
     flash.load_state_dict(pair.original.state_dict())
     flash.generation_config = pair.original.generation_config
     assert_same_tokens(Pair(pair.original, flash.eval()))

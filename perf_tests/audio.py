@@ -11,7 +11,7 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .plan import DEFAULT_DATASET, SYNTHETIC, BadInputError
+from .plan import DEFAULT_DATASET, SOUND_FILES, SYNTHETIC, TABLE_FILES, BadInputError, files_in
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,12 +57,18 @@ def load_speech(dataset: str | None, count: int) -> Speech:
 
 
 def read_dataset(name_or_folder: str, count: int) -> "list[Samples]":
-    """Read up to ``count`` clips with ``datasets``, from the split ``validation`` or else the first."""
-    import datasets
+    """Read up to ``count`` clips.
 
+    A folder of sound files is read as it is. Everything else is read with ``datasets``, from the split
+    ``validation`` or else the first.
+    """
     folder = Path(name_or_folder).expanduser()
+    if folder.is_dir() and not files_in(folder, TABLE_FILES):
+        return [decode({"path": path}) for path in files_in(folder, SOUND_FILES)[:count]]
     if not folder.is_dir():
         go_offline_unless_reachable()
+    import datasets
+
     source = str(folder.resolve()) if folder.is_dir() else name_or_folder
     configuration = ("clean",) if name_or_folder == DEFAULT_DATASET else ()
     was_enabled = datasets.utils.logging.is_progress_bar_enabled()

@@ -140,6 +140,13 @@ class Selection(NamedTuple):
     full_depth_only: bool = False
 
 
+NARROWING = {
+    "checkpoints": "--perf-checkpoint",
+    "decoder_layers": "--perf-decoder-layers",
+    "settings": "--perf-setting",
+}
+
+
 def select(preset: str, selection: Selection) -> tuple[Case, ...]:
     """Return the cases of ``preset`` that ``selection`` keeps, in the table's order, cell by cell.
 
@@ -152,14 +159,11 @@ def select(preset: str, selection: Selection) -> tuple[Case, ...]:
     _check_names("--perf-implementation", selection.implementations, IMPLEMENTATIONS)
     _check_depths(selection)
     cells = [cell for cell in PRESETS[preset].cells if _keeps(selection, cell)]
-    wanted: dict[str, tuple[set[str] | set[int], set[str] | set[int]]] = {
-        "checkpoint": (set(selection.checkpoints), {cell.checkpoint for cell in cells}),
-        "decoder-layers": (set(selection.decoder_layers), {cell.decoder_layers for cell in cells}),
-        "setting": (set(selection.settings), {cell.setting for cell in cells}),
-    }
-    for option, (asked, found) in wanted.items():
-        if missing := sorted(str(value) for value in asked if value not in found):
-            raise SelectionError(_no_cell(preset, selection, f"--perf-{option} {missing[0]}"))
+    for field, option in NARROWING.items():
+        for value in getattr(selection, field):
+            narrow = selection._replace(**{field: (value,)})
+            if not any(_keeps(narrow, cell) for cell in cells):
+                raise SelectionError(_no_cell(preset, narrow, f"{option} {value}"))
     if not cells:
         raise SelectionError(_no_cell(preset, selection, "--perf-weights pretrained"))
     implementations = selection.implementations or IMPLEMENTATIONS

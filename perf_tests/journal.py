@@ -74,7 +74,11 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Open the journal when the cases to come are known."""
     names = [item.name for item in session.items if is_perf_item(item)]
     if names and not session.config.option.collectonly:
-        session.config.stash[JOURNAL] = Journal(journal_path(session.config), names)
+        path = journal_path(session.config)
+        try:
+            session.config.stash[JOURNAL] = Journal(path, names)
+        except OSError as error:
+            raise pytest.UsageError(f"--benchmark-storage: cannot write {path}: {error.strerror}") from None
 
 
 def journal_path(config: pytest.Config) -> Path:

@@ -12,9 +12,8 @@ DTYPES = ("float32", "float16", "bfloat16")
 WEIGHTS = ("random", "pretrained")
 DEFAULT_DATASET = "hf-internal-testing/librispeech_asr_dummy"
 SYNTHETIC = "synthetic"
-AUDIO_FILES = frozenset(
-    {".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aiff", ".parquet", ".arrow", ".tar", ".zip"}
-)
+SOUND_FILES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff"})
+TABLE_FILES = frozenset({".parquet", ".arrow"})
 
 
 class BadInputError(ValueError):
@@ -138,12 +137,17 @@ def check_dataset(asked: str | None) -> None:
             "--perf-dataset: empty; give a folder, a data set's name on the Hub, or 'synthetic'"
         )
     if folder.is_dir():
-        if not any(path.suffix.lower() in AUDIO_FILES for path in folder.rglob("*")):
+        if not files_in(folder, SOUND_FILES | TABLE_FILES):
             raise BadInputError(f"--perf-dataset {asked}: the folder holds no audio and no Parquet file")
     elif folder.exists():
         raise BadInputError(f"--perf-dataset {asked}: not a folder; give the folder that holds the audio")
     elif asked.startswith((".", "/", "~", os.sep)) or asked.count("/") != 1 or asked.endswith("/"):
         raise BadInputError(f"--perf-dataset {asked}: there is no such folder")
+
+
+def files_in(folder: Path, suffixes: frozenset[str]) -> list[Path]:
+    """The files below ``folder`` that have one of ``suffixes``, in order."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
 
 
 def _integer(text: str, option: str) -> int:

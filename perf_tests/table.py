@@ -9,7 +9,7 @@ from .cases import SETTINGS
 from .journal import Entry
 
 FOREIGN_LOAD_CORES = 0.2
-LEAST_WIDTH = 128
+LEAST_WIDTH = 132
 MEGABYTE = 1_000_000
 
 
@@ -27,14 +27,16 @@ def describe_result(entry: Entry) -> str:
 
 def render_table(entries: Sequence[Entry], *, colour: bool) -> str:
     """The table of a session's cases, cell by cell, as text for the terminal."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title_justify="left", pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("case", no_wrap=True)
     for name in ("rounds", "time, s", "per round", "speed-up [95 %]", "peak memory", "tokens/s"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("parity", overflow="fold")
+    table.add_column("tokens", no_wrap=True)
+    table.add_column("error / allowed", justify="right", no_wrap=True)
     cell = None
     for entry in entries:
         group = entry.benchmark["group"] if entry.benchmark else cell
@@ -68,19 +70,12 @@ def format_speedup(speedup: dict[str, float | None]) -> str:
     return text if speedup["low"] is None else f"{text} [{speedup['low']:.2f}, {speedup['high']:.2f}]"
 
 
-def describe_parity(parity: dict[str, Any]) -> str:
-    """The largest error beside what is allowed, and where tokens part from the original's."""
-    error = f"{parity['max_abs_error']:.0e} of {parity['bound']:.0e} allowed"
-    if parity["tokens_equal"]:
-        return f"tokens equal, error {error}"
-    return f"tokens differ from {parity['first_difference']}, error {error}"
-
-
 def _row(entry: Entry) -> Iterable[str]:
     name = entry.id.partition("[")[2].removesuffix("]") or entry.id
     if entry.benchmark is None:
-        return [name, "", "", "", "", "", "", f"{entry.outcome}: {entry.reason}"]
+        return [name, entry.outcome]
     info, stats = entry.benchmark["extra_info"], entry.benchmark["stats"]
+    parity = info["parity"]
     nominal = SETTINGS[entry.benchmark["params"]["setting"]].rounds
     flag = " !" if _loaded(info) else ""
     return [
@@ -91,11 +86,15 @@ def _row(entry: Entry) -> Iterable[str]:
         format_speedup(info["speedup"]) if info["speedup"] else "",
         format_bytes(info["peak_memory_allocated_bytes"]),
         f"{info['tokens_per_second']:.1f}",
-        describe_parity(info["parity"]),
+        "equal" if parity["tokens_equal"] else f"differ from {parity['first_difference']}",
+        f"{parity['max_abs_error']:.0e} / {parity['bound']:.0e}",
     ]
 
 
 def _notes(entries: Sequence[Entry]) -> Iterable[str]:
+    for entry in entries:
+        if entry.outcome != "passed":
+            yield f"{entry.outcome}: {entry.id}: {entry.reason}"
     settings = {entry.benchmark["params"]["setting"] for entry in entries if entry.benchmark}
     if settings:
         counts = ", ".join(f"{name} {SETTINGS[name].rounds}" for name in SETTINGS if name in settings)

@@ -1,0 +1,40 @@
+"""Running the suite in a process of its own, as a user would."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_suite(*arguments: str, plugins: tuple[str, ...] = (), **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `pytest perf_tests` from the repository's root with `arguments`; one thread, no network."""
+    command = [sys.executable, "-m", "pytest", "perf_tests", "-p", "no:cacheprovider"]
+    for plugin in plugins:
+        command += ["-p", f"tests.suite.{plugin}"]
+    return run([*command, *arguments], **environment)
+
+
+def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `command` from the repository's root."""
+    settings = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "160", "PYTHONPATH": str(ROOT)}
+    variables = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env=variables | settings | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """A saved run; of a folder the only one in it."""
+    if path.is_dir():
+        (path,) = path.rglob("*.json")
+    return json.loads(path.read_text())

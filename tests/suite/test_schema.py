@@ -1,0 +1,118 @@
+import copy
+import math
+from typing import Any
+
+import pytest
+
+from perf_tests import schema
+from perf_tests.schema import Field, validate, validate_run
+
+SAMPLES = {
+    "string": "text",
+    "integer": 3,
+    "number": 0.5,
+    "boolean": True,
+    "numbers": [0.5, 0.25],
+    "strings": {"encoder": "sdpa"},
+}
+
+
+def sample(fields: tuple[Field, ...]) -> dict[str, Any]:
+    """An object that has every key of `fields`."""
+    return {f.name: sample(f.fields) if f.kind == "object" else copy.copy(SAMPLES[f.kind]) for f in fields}
+
+
+@pytest.fixture
+def run() -> dict[str, Any]:
+    """A run of one case, as the schema wants it."""
+    name = "test_generate[tiny.en-4-single-flash]"
+    info = sample(schema.EXTRA_INFO) | {"schema_version": schema.SCHEMA_VERSION}
+    bench = {"name": name, "params": sample(schema.PARAMS), "extra_info": info, "stats": {"data": [1.0, 2.0]}}
+    return {
+        "machine_info": sample(schema.MACHINE_INFO) | {"node": "pytest-benchmark's own"},
+        "perf_cases": [{"id": name, "outcome": "passed", "reason": None}],
+        "benchmarks": [bench],
+    }
+
+
+def all_fields(fields: tuple[Field, ...]) -> list[Field]:
+    return [found for field in fields for found in (field, *all_fields(field.fields))]
+
+
+def test_a_whole_run_has_no_problem(run: dict[str, Any]) -> None:
+    assert validate_run(run) == []
+
+
+@pytest.mark.parametrize("field", schema.EXTRA_INFO, ids=lambda field: field.name)
+def test_every_key_is_missed(field: Field, run: dict[str, Any]) -> None:
+    del run["benchmarks"][0]["extra_info"][field.name]
+    (problem,) = validate_run(run)
+    assert problem.endswith(f"extra_info.{field.name}: missing")
+
+
+@pytest.mark.parametrize("field", schema.EXTRA_INFO, ids=lambda field: field.name)
+def test_null_only_where_it_is_declared(field: Field, run: dict[str, Any]) -> None:
+    run["benchmarks"][0]["extra_info"][field.name] = None
+    assert bool(validate_run(run)) == (not field.nullable)
+
+
+@pytest.mark.parametrize("field", schema.MACHINE_INFO, ids=lambda field: field.name)
+def test_every_machine_key_is_missed(field: Field, run: dict[str, Any]) -> None:
+    del run["machine_info"][field.name]
+    assert validate_run(run) == [f"machine_info.{field.name}: missing"]
+
+
+def test_an_undeclared_key_is_a_problem(run: dict[str, Any]) -> None:
+    run["benchmarks"][0]["extra_info"]["mood"] = "good"
+    assert "mood" in validate_run(run)[0]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, True, "1", None])
+def test_a_number_is_finite_and_no_boolean(value: object) -> None:
+    field = Field("peak", "number", "B", "")
+    assert list(validate({"peak": value}, (field,), "here"))
+
+
+def test_an_integer_is_no_boolean_and_no_fraction() -> None:
+    field = Field("count", "integer", None, "")
+    assert not list(validate({"count": 3}, (field,), "here"))
+    assert list(validate({"count": True}, (field,), "here"))
+    assert list(validate({"count": 3.5}, (field,), "here"))
+
+
+def test_rounds_must_pair(run: dict[str, Any]) -> None:
+    run["benchmarks"][0]["extra_info"]["control"]["rounds_seconds"] = [1.0]
+    assert "1 rounds for 2" in validate_run(run)[0]
+
+
+def test_raw_rounds_must_be_there(run: dict[str, Any]) -> None:
+    del run["benchmarks"][0]["stats"]["data"]
+    assert "no raw rounds" in validate_run(run)[0]
+
+
+def test_measured_and_passed_must_agree(run: dict[str, Any]) -> None:
+    run["perf_cases"][0] |= {"outcome": "failed", "reason": "parity"}
+    assert "not passed" in validate_run(run)[0]
+    run["perf_cases"][0] |= {"outcome": "passed"}
+    run["benchmarks"].clear()
+    assert "not measured" in validate_run(run)[0]
+
+
+def test_a_foreign_run_is_no_run_of_the_suite() -> None:
+    assert validate_run({"benchmarks": []})
+    assert validate_run({"machine_info": None, "perf_cases": "none"})
+
+
+def test_units_are_in_the_names() -> None:
+    fields = all_fields((*schema.EXTRA_INFO, *schema.MACHINE_INFO))
+    suffixes = {"B": "_bytes", "s": "_seconds", "Hz": "_hz", "°C": "_celsius"}
+    for field in fields:
+        assert field.meaning, f"{field.name} has no meaning"
+        if field.unit in suffixes:
+            assert field.name.endswith(suffixes[field.unit])
+
+
+def test_no_key_is_declared_twice() -> None:
+    for table in (schema.EXTRA_INFO, schema.MACHINE_INFO, schema.PERF_CASES, schema.PARAMS):
+        names = [field.name for field in table]
+        assert len(names) == len(set(names))

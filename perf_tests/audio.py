@@ -80,9 +80,7 @@ def read_dataset(name_or_folder: str, count: int) -> "list[Samples]":
             datasets.enable_progress_bars()
     split = splits["validation"] if "validation" in splits else next(iter(splits.values()))
     if "audio" not in split.column_names or not len(split):
-        raise BadInputError(
-            f"--perf-dataset {name_or_folder}: holds no audio (no column named 'audio', or no row)"
-        )
+        raise BadInputError(f"--perf-dataset {name_or_folder}: holds no audio (no column named 'audio', or no row)")
     rows = split.cast_column("audio", datasets.Audio(decode=False)).select(range(min(count, len(split))))
     return [decode(row["audio"]) for row in rows]
 

@@ -189,9 +189,7 @@ def _check_names(option: str, names: Sequence[str], known: Mapping[str, object] 
 def _check_depths(selection: Selection) -> None:
     for layers in selection.decoder_layers:
         if layers < 1:
-            raise SelectionError(
-                f"--perf-decoder-layers: {layers} is too few; a decoder has at least 1 layer"
-            )
+            raise SelectionError(f"--perf-decoder-layers: {layers} is too few; a decoder has at least 1 layer")
         names = selection.checkpoints or tuple(CHECKPOINTS)
         deepest = max(names, key=lambda name: CHECKPOINTS[name].decoder_layers)
         most = CHECKPOINTS[deepest].decoder_layers
@@ -203,7 +201,5 @@ def _check_depths(selection: Selection) -> None:
 
 def _no_cell(preset: str, selection: Selection, culprit: str) -> str:
     others = [name for name, other in PRESETS.items() if any(_keeps(selection, cell) for cell in other.cells)]
-    advice = (
-        f"presets that have one: {', '.join(others)}" if others else "no preset has one: ask for less at once"
-    )
+    advice = f"presets that have one: {', '.join(others)}" if others else "no preset has one: ask for less at once"
     return f"{culprit}: no cell of preset {preset!r} matches the selection; {advice}"

@@ -42,9 +42,7 @@ class Weights:
         self.kind = kind
         self._random = make_state_dict(make_config(cell)) if kind == "random" else None
 
-    def build(
-        self, implementation: str, device: torch.device, dtype: torch.dtype
-    ) -> WhisperForConditionalGeneration:
+    def build(self, implementation: str, device: torch.device, dtype: torch.dtype) -> WhisperForConditionalGeneration:
         """Build ``implementation`` on ``device`` in ``dtype``, in evaluation mode.
 
         Raises:
@@ -56,9 +54,7 @@ class Weights:
         else:
             config = make_config(self.cell)
             copies = {name: tensor.to(dtype, copy=True) for name, tensor in self._random.items()}
-            model = model_class.from_pretrained(
-                None, config=config, state_dict=copies, dtype=dtype, **arguments
-            )
+            model = model_class.from_pretrained(None, config=config, state_dict=copies, dtype=dtype, **arguments)
             settings = vocabulary_of(config.vocab_size).generation_settings()
             model.generation_config = GenerationConfig(**settings)  # type: ignore[no-untyped-call]
         model.eval()  # type: ignore[no-untyped-call]

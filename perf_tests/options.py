@@ -1,8 +1,11 @@
 """pytest plugin: the suite's command-line options, and the plan made from them."""
 
 import sys
+import warnings
+from collections.abc import Generator
 
 import pytest
+from pytest_benchmark.logger import PytestBenchmarkWarning
 
 from . import cases
 from .plan import (
@@ -81,6 +84,14 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[PLAN] = make_plan(read_options(config), _probes(config))
     except BadInputError as error:
         raise pytest.UsageError(str(error)) from None
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish() -> Generator[None, None, None]:
+    """Around pytest-benchmark's own: its warning that it saves nothing must not become the session's error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PytestBenchmarkWarning)
+        yield
 
 
 def read_options(config: pytest.Config) -> Options:

@@ -85,15 +85,12 @@ def check_parity(subject: "Subject", stage: "Stage", reference: Reference) -> di
     tokens = subject.generate().cpu()
     if tokens.shape != reference.tokens.shape:
         raise ParityError(
-            f"{subject.implementation} generated {tuple(tokens.shape)} tokens,"
-            f" not {tuple(reference.tokens.shape)}"
+            f"{subject.implementation} generated {tuple(tokens.shape)} tokens, not {tuple(reference.tokens.shape)}"
         )
     different = (tokens != reference.tokens).any(dim=0).nonzero()
     first = int(different[0]) if len(different) else None
     if first is not None and not half:
-        raise ParityError(
-            f"{subject.implementation}'s greedy tokens differ from the original's from token {first} on"
-        )
+        raise ParityError(f"{subject.implementation}'s greedy tokens differ from the original's from token {first} on")
     regret = reference.original_regret
     if first is not None:
         with stage.borrow("original", torch.float32) as precise:

@@ -73,13 +73,9 @@ def make_plan(options: Options, probes: Probes) -> Plan:
     Raises:
         BadInputError: with one line for the user.
     """
-    rounds = (
-        None if options.rounds is None else _positive(options.rounds, "--perf-rounds", "at least 1 round")
-    )
+    rounds = None if options.rounds is None else _positive(options.rounds, "--perf-rounds", "at least 1 round")
     if options.weights not in WEIGHTS:
-        raise BadInputError(
-            f"--perf-weights: {options.weights!r} is unknown; choose from {', '.join(WEIGHTS)}"
-        )
+        raise BadInputError(f"--perf-weights: {options.weights!r} is unknown; choose from {', '.join(WEIGHTS)}")
     if options.dtype is not None and options.dtype not in DTYPES:
         raise BadInputError(f"--perf-dtype: {options.dtype!r} is unknown; choose from {', '.join(DTYPES)}")
     check_dataset(options.dataset)
@@ -119,9 +115,7 @@ def choose_device(asked: str | None, probes: Probes) -> tuple[str, str]:
         raise BadInputError(f"--perf-device {asked}: no NVIDIA GPU here; use --perf-device cpu")
     count = probes.cuda_devices()
     if not count:
-        raise BadInputError(
-            f"--perf-device {asked}: torch sees no GPU; install a CUDA build or use --perf-device cpu"
-        )
+        raise BadInputError(f"--perf-device {asked}: torch sees no GPU; install a CUDA build or use --perf-device cpu")
     if index and int(index) >= count:
         raise BadInputError(f"--perf-device {asked}: this machine has {count} GPU(s), counted from 0")
     return asked, "GPU"
@@ -133,9 +127,7 @@ def check_dataset(asked: str | None) -> None:
         return
     folder = Path(asked).expanduser()
     if not asked.strip():
-        raise BadInputError(
-            "--perf-dataset: empty; give a folder, a data set's name on the Hub, or 'synthetic'"
-        )
+        raise BadInputError("--perf-dataset: empty; give a folder, a data set's name on the Hub, or 'synthetic'")
     if folder.is_dir():
         if not files_in(folder, SOUND_FILES | TABLE_FILES):
             raise BadInputError(f"--perf-dataset {asked}: the folder holds no audio and no Parquet file")

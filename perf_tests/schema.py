@@ -50,9 +50,7 @@ _SPEEDUP = (
     ),
 )
 _PARITY = (
-    Field(
-        "max_abs_error", "number", "logit", "largest difference of a teacher-forced logit from the reference"
-    ),
+    Field("max_abs_error", "number", "logit", "largest difference of a teacher-forced logit from the reference"),
     Field(
         "original_max_abs_error",
         "number",
@@ -81,15 +79,11 @@ _DEVICE_STATE = (
         "the system's 1-minute load average after timing",
         nullable=True,
     ),
-    Field(
-        "foreign_cpu_cores", "number", "cores", "cores kept busy by other processes while timing, on average"
-    ),
+    Field("foreign_cpu_cores", "number", "cores", "cores kept busy by other processes while timing, on average"),
     Field("cpu_frequency_hz", "number", "Hz", "the CPU's clock after timing", nullable=True),
     Field("gpu_sm_clock_hz", "number", "Hz", "the GPU's SM clock after timing", nullable=True),
     Field("gpu_temperature_celsius", "number", "°C", "the GPU's temperature after timing", nullable=True),
-    Field(
-        "gpu_throttle_reasons", "integer", None, "NVML's bit mask of clock throttle reasons", nullable=True
-    ),
+    Field("gpu_throttle_reasons", "integer", None, "NVML's bit mask of clock throttle reasons", nullable=True),
     Field("gpu_foreign_processes", "integer", "processes", "other processes that use the GPU", nullable=True),
 )
 
@@ -105,9 +99,7 @@ EXTRA_INFO = (
     Field("parameter_count", "integer", "parameters", "distinct parameters of the model"),
     Field("attention_backend", "strings", None, "which kernel served which kind of call"),
     Field("model_memory_bytes", "integer", "B", "distinct storage of parameters and buffers, after warm-up"),
-    Field(
-        "peak_memory_allocated_bytes", "integer", "B", "the allocator's peak in one round, weights included"
-    ),
+    Field("peak_memory_allocated_bytes", "integer", "B", "the allocator's peak in one round, weights included"),
     Field(
         "peak_memory_reserved_bytes",
         "integer",
@@ -197,9 +189,7 @@ def validate_run(run: Mapping[str, Any]) -> list[str]:
         if name not in passed:
             problems.append(f"{name}: measured, but not passed in perf_cases")
     measured = {bench.get("name") for bench in run.get("benchmarks", ())}
-    return problems + [
-        f"{name}: passed in perf_cases, but not measured" for name in sorted(passed - measured)
-    ]
+    return problems + [f"{name}: passed in perf_cases, but not measured" for name in sorted(passed - measured)]
 
 
 def validate_case(bench: Mapping[str, Any]) -> list[str]:
@@ -216,9 +206,7 @@ def validate_case(bench: Mapping[str, Any]) -> list[str]:
     if not data:
         problems.append(f"{name}: stats.data: no raw rounds")
     elif info["control"] is not None and len(info["control"]["rounds_seconds"]) != len(data):
-        problems.append(
-            f"{name}: control has {len(info['control']['rounds_seconds'])} rounds for {len(data)}"
-        )
+        problems.append(f"{name}: control has {len(info['control']['rounds_seconds'])} rounds for {len(data)}")
     return problems
 
 

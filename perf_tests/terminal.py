@@ -121,9 +121,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section("performance")
         terminalreporter.write(render_table(entries, colour=terminalreporter.hasmarkup))
     if journal.path.exists():
-        terminalreporter.write_line(
-            f"perf: the session was cut short; what was measured is in {journal.path}"
-        )
+        terminalreporter.write_line(f"perf: the session was cut short; what was measured is in {journal.path}")
 
 
 def _case_id(name: str) -> str:

@@ -64,9 +64,7 @@ def query_nvml(device: str) -> Nvml:
         return Nvml(
             driver=_ask(pynvml, lambda: str(pynvml.nvmlSystemGetDriverVersion())),
             mig=_ask(pynvml, lambda: pynvml.nvmlDeviceGetMigMode(handle)[0] == pynvml.NVML_DEVICE_MIG_ENABLE),
-            sm_clock_hz=_ask(
-                pynvml, lambda: MEGAHERTZ * pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM)
-            ),
+            sm_clock_hz=_ask(pynvml, lambda: MEGAHERTZ * pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM)),
             temperature_celsius=_ask(
                 pynvml, lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)
             ),

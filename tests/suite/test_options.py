@@ -1,0 +1,89 @@
+"""The suite from the command line, without running a case."""
+
+import resource
+import sys
+from pathlib import Path
+
+import pytest
+
+from .runs import run, run_suite
+
+USAGE_ERROR = 4
+
+
+@pytest.mark.parametrize(("preset", "count"), [("quick", 12), ("paper", 78), ("full", 96)])
+def test_collection_shows_the_presets_cases(preset: str, count: int) -> None:
+    result = run_suite("--collect-only", "-q", "--perf-preset", preset)
+    ids = [line for line in result.stdout.splitlines() if "::" in line]
+    assert result.returncode == 0
+    assert len(ids) == count
+    assert "perf_tests/test_generate.py::test_generate[tiny.en-4-single-flash]" in ids
+
+
+def test_collection_imports_no_torch_and_starts_at_once() -> None:
+    program = (
+        "import sys, pytest;"
+        "code = pytest.main(['perf_tests', '--collect-only', '-q', '--perf-preset', 'full']);"
+        "loaded = {'torch', 'transformers', 'datasets', 'scipy', 'rich'} & set(sys.modules);"
+        "sys.exit(f'loaded {loaded}' if loaded else code)"
+    )
+    # Seconds of CPU, since this test may share the machine; alone it takes as long by the clock.
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    result = run([sys.executable, "-c", program])
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert result.returncode == 0, result.stderr
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--perf-preset", "swift"], "--perf-preset: 'swift' is unknown; choose from quick, paper, full"),
+        (["--perf-checkpoint", "tiny"], "--perf-checkpoint: 'tiny' is unknown"),
+        (["--perf-dtype", "int8"], "--perf-dtype: 'int8' is unknown"),
+        (["--perf-checkpoint", "tiny.en", "--perf-decoder-layers", "5"], "5 is too many; tiny.en has 4"),
+        (["--perf-decoder-layers", "0"], "0 is too few"),
+        (["--perf-rounds", "-1"], "-1 is too few"),
+        (["--perf-rounds=1.5"], "'1.5' is not a whole number"),
+        (["--perf-dataset", "/nowhere/at/all"], "there is no such folder"),
+        (["--perf-setting", "batched"], "no cell of preset 'quick'"),
+    ],
+)
+@pytest.mark.parametrize("more", [[], ["-k", "nothing at all", "--collect-only"]])
+def test_bad_input_is_one_line_and_exit_code_4(arguments: list[str], words: str, more: list[str]) -> None:
+    result = run_suite("--perf-device", "cpu", "--perf-preset", "quick", *arguments, *more)
+    output = [line for line in (result.stdout + result.stderr).splitlines() if line.strip()]
+    assert result.returncode == USAGE_ERROR
+    assert len(output) == 1
+    assert output[0].startswith("ERROR: ")
+    assert words in output[0]
+
+
+def test_cuda_without_a_gpu_is_refused() -> None:
+    if Path("/proc/driver/nvidia/version").exists():
+        pytest.skip("this machine has an NVIDIA driver")
+    result = run_suite("--perf-device", "cuda")
+    assert result.returncode == USAGE_ERROR
+    assert result.stderr.strip() == "ERROR: --perf-device cuda: no NVIDIA GPU here; use --perf-device cpu"
+
+
+def test_a_data_set_that_cannot_be_had_is_refused_before_any_case() -> None:
+    result = run_suite("--perf-dataset", "nobody/no-such-data-set", HF_DATASETS_CACHE="/nonexistent")
+    assert result.returncode == USAGE_ERROR
+    assert "ERROR: --perf-dataset nobody/no-such-data-set: cannot be read" in result.stderr
+    assert "Traceback" not in result.stdout + result.stderr
+
+
+def test_a_storage_that_cannot_be_written_is_refused_before_any_case(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    result = run_suite("--benchmark-autosave", f"--benchmark-storage=file://{tmp_path}/file/runs")
+    assert result.returncode == USAGE_ERROR
+    assert "--benchmark-storage: cannot write" in result.stderr
+
+
+def test_help_names_the_options() -> None:
+    text = run_suite("--help").stdout
+    for name in ("preset", "device", "dtype", "rounds", "dataset", "weights"):
+        assert f"--perf-{name}" in text
+    for name in ("checkpoint", "decoder-layers", "setting", "implementation"):
+        assert f"--perf-{name}" in text

@@ -1,0 +1,262 @@
+"""Whole runs of the suite, on a miniature of tiny.en, and what they leave behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perf_tests import schema
+from perf_tests.journal import NOT_RUN
+from perf_tests.schema import validate_run
+
+from .runs import ROOT, read_run, run, run_suite
+
+SMALL = ("--perf-checkpoint", "tiny.en", "--perf-decoder-layers", "2", "--perf-device", "cpu")
+CASES = [f"test_generate[tiny.en-2-single-{name}]" for name in ("original", "eager", "flash")]
+
+
+def storage(folder: Path) -> str:
+    return f"--benchmark-storage=file://{folder}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two runs of the same cell are saved; `output.txt` is what the second one printed."""
+    folder = tmp_path_factory.mktemp("runs")
+    for _ in range(2):
+        arguments = ("--perf-rounds", "3", "--benchmark-autosave", storage(folder))
+        result = run_suite(*SMALL, *arguments, plugins=("small_checkpoints",))
+        assert result.returncode == 0, result.stdout + result.stderr
+    (folder / "output.txt").write_text(result.stdout + result.stderr)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def saved(folder: Path) -> dict[str, Any]:
+    """The second run."""
+    return read_run(max(folder.rglob("*.json")))
+
+
+@pytest.fixture(scope="module")
+def output(folder: Path) -> str:
+    """What the second run printed."""
+    return (folder / "output.txt").read_text()
+
+
+def test_the_run_has_every_key(saved: dict[str, Any]) -> None:
+    assert validate_run(saved) == []
+    for bench in saved["benchmarks"]:
+        assert {*bench["extra_info"]} == {field.name for field in schema.EXTRA_INFO}
+
+
+def test_every_selected_case_is_in_the_run(saved: dict[str, Any]) -> None:
+    assert saved["perf_cases"] == [{"id": name, "outcome": "passed", "reason": None} for name in CASES]
+    assert [bench["name"] for bench in saved["benchmarks"]] == CASES
+
+
+def test_parameters_and_group(saved: dict[str, Any]) -> None:
+    bench = saved["benchmarks"][2]
+    assert bench["params"] == {
+        "checkpoint": "tiny.en",
+        "decoder_layers": 2,
+        "setting": "single",
+        "implementation": "flash",
+    }
+    assert {bench["group"] for bench in saved["benchmarks"]} == {"tiny.en-2-single"}
+
+
+def test_what_was_run_is_recorded(saved: dict[str, Any]) -> None:
+    for bench in saved["benchmarks"]:
+        info = bench["extra_info"]
+        assert (info["device"], info["dtype"], info["weights"], info["audio"]) == (
+            "cpu",
+            "float32",
+            "random",
+            "synthetic",
+        )
+        assert (info["batch_size"], info["new_tokens"]) == (1, 25)
+        assert info["parity"]["tokens_equal"]
+        assert info["peak_memory_allocated_bytes"] > info["model_memory_bytes"] > 0
+        assert info["aten_op_count"] > 0
+        assert info["flop_count"] > 0
+        assert len(bench["stats"]["data"]) == 3
+    assert len({bench["extra_info"]["case_definition"] for bench in saved["benchmarks"]}) == 1
+
+
+def test_flash_alone_has_a_control(saved: dict[str, Any]) -> None:
+    original, eager, flash = (bench["extra_info"] for bench in saved["benchmarks"])
+    assert original["control"] is original["speedup"] is eager["control"] is eager["speedup"] is None
+    assert flash["control"]["implementation"] == "original"
+    assert len(flash["control"]["rounds_seconds"]) == 3
+    assert flash["speedup"]["low"] <= flash["speedup"]["median"] <= flash["speedup"]["high"]
+
+
+def test_exact_figures_repeat_from_run_to_run(folder: Path) -> None:
+    runs = [read_run(path) for path in sorted(folder.rglob("*.json"))]
+    keys = ("peak_memory_allocated_bytes", "model_memory_bytes", "aten_op_count", "flop_count", "case_definition")
+    for first, second in zip(*(saved["benchmarks"] for saved in runs), strict=True):
+        for key in keys:
+            assert first["extra_info"][key] == second["extra_info"][key], (first["name"], key)
+
+
+def test_no_journal_is_left_of_a_whole_run(folder: Path) -> None:
+    assert not list(folder.glob("journal_*"))
+
+
+def test_the_header_says_what_runs(output: str) -> None:
+    assert "perf: on cpu (" in output
+    assert "in float32, random weights, synthetic audio" in output
+    assert "perf: torch " in output
+    assert "perf: preset quick (the default on a CPU): 3 cases, about " in output
+
+
+def test_every_case_has_its_line_and_its_row(output: str) -> None:
+    for index, name in enumerate(("original", "eager", "flash"), start=1):
+        assert f"[{index}/3] tiny.en-2-single-{name}: " in output
+    table = output.partition("= performance =")[2]
+    for words in ("peak memory", "speed-up", "tokens", "error / allowed", "tiny.en-2-single-flash", " MB", "equal"):
+        assert words in table
+    assert "…" not in table
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--group-by", "group"],
+        ["--group-by", "param:implementation"],
+        ["--between", "min,median"],
+        ["--csv", "{folder}/table.csv"],
+        ["--histogram", "{folder}/histogram"],
+    ],
+    ids=lambda arguments: arguments[0] if arguments else "plain",
+)
+def test_pytest_benchmark_compares(arguments: list[str], folder: Path, tmp_path: Path) -> None:
+    if "--histogram" in arguments:
+        pytest.importorskip("pygal")
+    command = [sys.executable, "-m", "pytest_benchmark", "--storage", f"file://{folder}", "compare"]
+    result = run([*command, *(argument.format(folder=tmp_path) for argument in arguments)])
+    assert result.returncode == 0, result.stderr
+    assert "tiny.en-2-single-flash" in result.stdout
+    assert "ERROR" not in result.stdout + result.stderr
+    if any("{folder}" in argument for argument in arguments):
+        assert list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("broken", "outcomes"),
+    [
+        ("parity", {"flash": ("failed", "ParityError: flash's logits are off by 0.01")}),
+        pytest.param(
+            "nan", {"flash": ("failed", "ParityError: flash gives NaN or infinite logits")}, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "tokens", {"flash": ("failed", "ParityError: flash's greedy tokens differ")}, marks=pytest.mark.slow
+        ),
+        ("late", {"flash": ("failed", "ArithmeticError: too late")}),
+        ("teardown", {"flash": ("failed", "in teardown: OSError: will not go")}),
+        (
+            "raise,skip,parity",
+            {
+                "original": ("skipped", "no such thing here"),
+                "eager": ("failed", "MemoryError: this model is too large"),
+                "flash": ("failed", "ParityError: flash's logits are off by 0.01"),
+            },
+        ),
+    ],
+)
+def test_what_failed_is_accounted_for_and_is_no_measurement(
+    broken: str, outcomes: dict[str, tuple[str, str]], tmp_path: Path
+) -> None:
+    path = tmp_path / "run.json"
+    arguments = ("--perf-rounds", "1", f"--benchmark-json={path}", "--benchmark-autosave", storage(tmp_path / "s"))
+    plugins = ("small_checkpoints", "break_cases")
+    result = run_suite(*SMALL, *arguments, plugins=plugins, PERF_BREAK=broken)
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "INTERNALERROR" not in result.stdout + result.stderr
+    for run_json in (read_run(path), read_run(tmp_path / "s")):
+        assert validate_run(run_json) == []
+        assert [entry["id"] for entry in run_json["perf_cases"]] == CASES
+        for entry in run_json["perf_cases"]:
+            implementation = entry["id"].rpartition("-")[2].removesuffix("]")
+            outcome, reason = outcomes.get(implementation, ("passed", None))
+            assert entry["outcome"] == outcome
+            assert entry["reason"] == reason or entry["reason"].startswith(reason)
+            assert "\n" not in (entry["reason"] or "")
+        measured = {bench["params"]["implementation"] for bench in run_json["benchmarks"]}
+        assert measured == {"original", "eager", "flash"} - set(outcomes)
+    for implementation, (outcome, reason) in outcomes.items():
+        assert f"tiny.en-2-single-{implementation}: {outcome.upper()}: {reason}" in result.stdout
+
+
+def test_a_killed_run_leaves_what_was_measured_on_disk(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pytest", "perf_tests", *SMALL, "-p", "tests.suite.small_checkpoints"]
+    command += ["--perf-rounds", "2", "--perf-implementation", "original", "--perf-implementation", "eager"]
+    command += ["--benchmark-autosave", storage(tmp_path)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while len(lines := journal_lines(tmp_path)) < 2:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert '"selected"' in lines[0]
+    assert '"outcome": "passed"' in lines[1]
+    assert '"data": [' in lines[1]
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def journal_lines(folder: Path) -> list[str]:
+    return [line for path in folder.glob("journal_*.jsonl") for line in path.read_text().splitlines()]
+
+
+def test_a_run_that_stops_early_says_what_was_not_run(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    arguments = ("--perf-rounds", "1", "-x", f"--benchmark-json={path}", storage(tmp_path))
+    result = run_suite(*SMALL, *arguments, plugins=("small_checkpoints", "break_cases"), PERF_BREAK="raise")
+    assert result.returncode != 0
+    cases = read_run(path)["perf_cases"]
+    assert [entry["outcome"] for entry in cases] == ["passed", "failed", "skipped"]
+    assert cases[2]["reason"] == NOT_RUN
+    assert "cut short" in result.stdout
+
+
+def test_a_case_names_itself_while_it_runs_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from perf_tests import progress
+
+    written: list[str] = []
+
+    class Reporter:
+        isatty = False
+
+        def write(self, text: str, *, flush: bool) -> None:
+            written.append(text)
+
+    class Plugins:
+        def get_plugin(self, name: str) -> object:
+            return Reporter() if name == "terminalreporter" else None
+
+    class Config:
+        pluginmanager = Plugins()
+
+    clock = iter([0.0, 0.0, 0.0, 0.0, 5.0, 5.0, 30.0, 31.0, 70.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    meter = progress.Progress(Config())  # type: ignore[arg-type]
+    meter.start("tiny.en-4-single-flash")
+    meter.phase("timing", 10)
+    meter.rounds_done(5)
+    meter.rounds_done(6)
+    meter.rounds_done(8)
+    assert written == [
+        "    tiny.en-4-single-flash: timing, round 5 of 10, 25 s left\n",
+        "    tiny.en-4-single-flash: timing, round 8 of 10, 16 s left\n",
+    ]

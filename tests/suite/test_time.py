@@ -1,0 +1,77 @@
+import time
+from collections.abc import Callable
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from perf_tests.measure.device import StateWatch
+from perf_tests.measure.time import time_rounds
+
+
+class FakeBenchmark:
+    """Calls as `pedantic` does, timing nothing."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def pedantic(
+        self, target: Callable[[], None], *, setup: Callable[[], None], rounds: int, warmup_rounds: int
+    ) -> None:
+        for _ in range(warmup_rounds + rounds):
+            assert setup() is None
+            assert target() is None
+
+
+def test_every_round_follows_a_control_round() -> None:
+    log: list[str] = []
+    control = time_rounds(FakeBenchmark(), lambda: log.append("run"), 3, control=lambda: log.append("control"))
+    assert log == ["control", "run"] * 4
+    assert len(control) == 3
+
+
+def test_the_warm_ups_control_is_not_kept() -> None:
+    delays = iter([0.2, 0.0, 0.0, 0.0])
+    control = time_rounds(FakeBenchmark(), lambda: None, 3, control=lambda: time.sleep(next(delays)))
+    assert max(control) < 0.1
+
+
+def test_without_a_control_there_is_none() -> None:
+    assert time_rounds(FakeBenchmark(), lambda: None, 3) is None
+
+
+def test_progress_counts_the_rounds_that_are_done() -> None:
+    done: list[int] = []
+    time_rounds(FakeBenchmark(), lambda: None, 3, between=done.append)
+    assert done == [0, 0, 1, 2]
+
+
+def test_the_timed_region_holds_the_target_alone(benchmark: BenchmarkFixture) -> None:
+    if benchmark.disabled:
+        pytest.skip("needs pytest-benchmark enabled")
+    control = time_rounds(
+        benchmark,
+        lambda: time.sleep(0.02),
+        5,
+        control=lambda: time.sleep(0.05),
+        between=lambda done: time.sleep(0.05),
+    )
+    assert len(control) == len(benchmark.stats.stats.data) == 5
+    assert min(benchmark.stats.stats.data) == pytest.approx(0.02, abs=0.002)
+    assert min(control) == pytest.approx(0.05, abs=0.002)
+
+
+def test_foreign_load_is_what_others_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    readings = iter([(100.0, 10.0, 1000.0), (107.0, 12.0, 1010.0)])
+    monkeypatch.setattr("perf_tests.measure.device._cpu_seconds", lambda: next(readings))
+    with StateWatch("cpu") as watch:
+        pass
+    assert watch.state["foreign_cpu_cores"] == pytest.approx(0.5)
+    assert watch.state["gpu_sm_clock_hz"] is None
+
+
+def test_own_load_is_not_foreign() -> None:
+    with StateWatch("cpu") as watch:
+        own = time.process_time()
+        while time.process_time() < own + 0.5:
+            pass
+    assert watch.state["foreign_cpu_cores"] < 2

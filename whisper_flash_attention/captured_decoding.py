@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .decode_step import run_decoder
-from .kv_cache import CacheShape, WhisperKVCache
+from .kv_cache import CacheShape, WhisperKVCache, empty_cross_buffer
 from .layout import DecoderWeights
 from .logits import Suppression
 
@@ -54,7 +54,10 @@ class GreedySession:
         table = weights.token_embedding
         device, dtype = table.device, table.dtype
         self.weights, self.captures = weights, captures
-        self.cache = WhisperKVCache(shape, dtype, device, stores_cross=stores_cross)
+        cross_buffer = empty_cross_buffer(shape, dtype, device) if stores_cross else None
+        self.cache = WhisperKVCache(shape, dtype, device, cross_buffer)
+        # A step multiplies what it masks by zero, which is no help against the NaNs of memory never written.
+        self.cache.self_buffer.zero_()
         self.states = (
             None if stores_cross else torch.empty(shape.batch, shape.frames, table.shape[1], dtype=dtype, device=device)
         )

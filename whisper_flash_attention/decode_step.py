@@ -15,22 +15,23 @@ from .kv_cache import WhisperKVCache
 from .layout import DecoderWeights, LayerWeights
 
 
-def project_cross(weights: DecoderWeights, cache: WhisperKVCache, states: Tensor, first: int) -> None:
-    """Project encoder states to the cross-attention's keys and values of every layer, into the cache.
+def project_cross(weights: DecoderWeights, cross_buffer: Tensor, states: Tensor, first: int) -> None:
+    """Project encoder states to the cross-attention's keys and values of every layer.
 
     Args:
         weights: The decoder.
-        cache: Takes them; it must store cross keys and values.
-        states: `(batch, frames, d)`, the encoder's output for some of the cache's sequences.
-        first: The cache's row that the first of them belongs to.
+        cross_buffer: `(layers, 2, batch, heads, frames, head_dim)`, takes them.
+        states: `(audios, frames, d)`, the encoder's output for some of the batch.
+        first: The row of the first of them in the batch.
     """
-    assert cache.cross_buffer is not None
-    batch, frames, _ = states.shape
-    rows = slice(first, first + batch)
-    for layer, buffer in zip(weights.layers, cache.cross_buffer, strict=True):
-        for target, projection in ((buffer[0, rows], layer.cross_k), (buffer[1, rows], layer.cross_v)):
-            projected = kernels.linear(states, projection.weight, projection.bias)
-            target.copy_(projected.view(batch, frames, weights.heads, -1).transpose(1, 2))
+    audios, frames, _ = states.shape
+    for layer, buffer in zip(weights.layers, cross_buffer[:, :, first : first + audios], strict=True):
+        for target, projection in zip(buffer, (layer.cross_k, layer.cross_v), strict=True):
+            target.copy_(
+                kernels.linear(states, projection.weight, projection.bias)
+                .view(audios, frames, weights.heads, -1)
+                .transpose(1, 2)
+            )
 
 
 def run_decoder(

@@ -6,6 +6,7 @@ search and sampling, with scores and logits where asked. What it does not handle
 before anything has happened, and the caller takes Transformers' loop.
 """
 
+from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -26,11 +27,12 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from .decode_step import causal_mask, project_cross, run_decoder
 from .flash_attention import ATTENTION_NAME
-from .kv_cache import CacheShape, WhisperKVCache
+from .kv_cache import CacheShape, WhisperKVCache, empty_cross_buffer
 from .layout import DecoderWeights
 from .logits import ScoreProcessor
 
 if TYPE_CHECKING:
+    from .captured_decoding import GreedySession
     from .modeling_whisper_flash_attention import WhisperFlashAttentionForConditionalGeneration
 
 ENCODER_ROWS = {"cpu": 1, "cuda": 8}
@@ -153,14 +155,14 @@ def decode(
     stores_cross = as_dict or model.stores_cross_attention(batch)
     captures = device.type == "cuda" and chooser.is_capturable and not as_dict
     with model.greedy_session(shape, chooser, stores_cross=stores_cross, captures=captures) as session:
+        cross_buffer, states = _encode(
+            model, weights, model_kwargs["encoder_outputs"], inputs_tensor, shape, stores_cross, session
+        )
         if session is not None:
             cache, ids = session.cache, session.ids
         else:
-            cache = WhisperKVCache(shape, weights.projection.dtype, device, stores_cross=stores_cross)
+            cache = WhisperKVCache(shape, weights.projection.dtype, device, cross_buffer)
             ids = torch.empty(batch, stopping.max_length, dtype=torch.long, device=device)
-        states = _encode(model, weights, cache, model_kwargs["encoder_outputs"], inputs_tensor)
-        if session is not None and states is not None:
-            states = session.hold_states(states)
 
         ids[:, :prompt] = input_ids
         positions = torch.arange(stopping.max_length, device=device)
@@ -253,7 +255,9 @@ class TokenChooser:
         Returns:
             `(batch,)` tokens.
         """
-        logits = logits.float()
+        if not self.is_capturable:
+            # As in Transformers. Where tokens are only forbidden, the sum with the float32 suppression widens.
+            logits = logits.float()
         if self.keeps_logits:
             self.logits.append(logits)
         scores = self.processor(ids, length, logits)
@@ -318,41 +322,69 @@ def _refuse_unknown(
 def _encode(
     model: "WhisperFlashAttentionForConditionalGeneration",
     weights: DecoderWeights,
-    cache: WhisperKVCache,
     outputs: BaseModelOutput,
     features: Tensor | None,
-) -> Tensor | None:
-    """Bring the encoder's work into the cache, a few audios at a time.
+    shape: CacheShape,
+    stores_cross: bool,
+    session: "GreedySession | None",
+) -> tuple[Tensor | None, Tensor | None]:
+    """Bring a batch to where decoding attends to it.
+
+    Returns:
+        The cross-attention's keys and values, or the encoder states `(batch, frames, d)`, the other being None; in
+        the memory of `session`, where there is one.
+    """
+    cross_buffer = None if session is None else session.cache.cross_buffer
+    kept = []
+    for row, part in _encoded_parts(model, outputs, features, shape):
+        if not stores_cross:
+            kept.append(part)
+            continue
+        if cross_buffer is None:  # made only now: the activations of the first audio are gone
+            cross_buffer = empty_cross_buffer(shape, part.dtype, part.device)
+        project_cross(weights, cross_buffer, part, row)
+    if stores_cross:
+        return cross_buffer, None
+    states = kept[0] if len(kept) == 1 else torch.cat(kept)
+    return None, states if session is None else session.hold_states(states)
+
+
+def _encoded_parts(
+    model: "WhisperFlashAttentionForConditionalGeneration",
+    outputs: BaseModelOutput,
+    features: Tensor | None,
+    shape: CacheShape,
+) -> Iterator[tuple[int, Tensor]]:
+    """Go through the encoder states of a batch, a few audios at a time, encoding what is not at hand.
 
     Args:
         model: The model.
-        weights: Its decoder.
-        cache: Gets the cross-attention's keys and values, if it stores them.
         outputs: Encoder outputs, or the stand-in for what is computed here.
         features: `(batch, mel_bins, frames)`, for the latter.
+        shape: Of the cache.
 
-    Returns:
-        `(batch, frames, d)` encoder states where the cache does not store keys and values, else None.
+    Yields:
+        The row of the first audio, and the states `(audios, frames, d)`.
     """
     call = current_call.get()
     states: Tensor | None = outputs[0]
     if isinstance(outputs, DeferredEncoderOutputs):
         assert features is not None
-        states = None if call is None else call.states_of(features)
-    if states is not None and states.shape[:2] != (cache.shape.batch, cache.shape.frames):
+        assert call is not None
+        states = call.states_of(features)
+    if states is not None and states.shape[:2] != (shape.batch, shape.frames):
         raise NotHandledError("encoder states of another shape")
-    keeps = cache.cross_buffer is None or (call is not None and call.keeps_states)
     rows = ENCODER_ROWS.get(model.device.type, 1)
-    kept = []
-    for first in range(0, cache.shape.batch, rows):
-        chunk = slice(first, first + rows)
-        part = model.model.encoder(features[chunk])[0] if states is None else states[chunk]  # type: ignore[index]
-        if cache.cross_buffer is not None:
-            project_cross(weights, cache, part, first)
-        if keeps and states is None:
-            kept.append(part)
-    if states is None and keeps:
-        states = kept[0] if len(kept) == 1 else torch.cat(kept)
-    if call is not None and features is not None and isinstance(outputs, DeferredEncoderOutputs):
-        call.features, call.states = (features, states) if call.keeps_states else (None, None)
-    return states if cache.cross_buffer is None else None
+    encoded = []
+    for row in range(0, shape.batch, rows):
+        if states is not None:
+            yield row, states[row : row + rows]
+            continue
+        part = model.model.encoder(features[row : row + rows])[0]  # type: ignore[index]
+        if call is not None and call.keeps_states:
+            encoded.append(part)
+        yield row, part
+    if call is not None and isinstance(outputs, DeferredEncoderOutputs):
+        call.features, call.states = None, None
+        if call.keeps_states:
+            call.features, call.states = features, states if states is not None else torch.cat(encoded)

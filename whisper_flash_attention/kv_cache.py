@@ -96,6 +96,13 @@ class InPlaceLayer(DynamicLayer):  # type: ignore[misc]
         self._bind(self.buffer[:, indices], self.get_seq_length())
 
 
+def empty_cross_buffer(shape: CacheShape, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Room for the cross-attention's keys and values, `(layers, 2, batch, heads, frames, head_dim)`."""
+    return torch.empty(
+        shape.layers, 2, shape.batch, shape.heads, shape.frames, shape.head_dim, dtype=dtype, device=device
+    )
+
+
 class WhisperKVCache(EncoderDecoderCache):  # type: ignore[misc]
     """The cache of one `generate` call.
 
@@ -103,8 +110,8 @@ class WhisperKVCache(EncoderDecoderCache):  # type: ignore[misc]
         shape: Its dimensions.
         dtype: Of keys and values.
         device: Where they live.
-        stores_cross: Whether the cross-attention's keys and values are stored. Where they are not, the cross part is
-            empty and the loop attends to the encoder states themselves.
+        cross_buffer: The cross-attention's keys and values. Where it is None the cross part is empty, and the loop
+            attends to the encoder states themselves.
 
     Attributes:
         self_buffer: `(layers, 2, batch, heads, capacity, head_dim)`, keys then values.
@@ -117,44 +124,24 @@ class WhisperKVCache(EncoderDecoderCache):  # type: ignore[misc]
     """
 
     def __init__(
-        self, shape: CacheShape, dtype: torch.dtype, device: torch.device, *, stores_cross: bool = True
+        self, shape: CacheShape, dtype: torch.dtype, device: torch.device, cross_buffer: Tensor | None
     ) -> None:
         self.shape = shape
         self.self_buffer = torch.empty(
-            shape.layers,
-            2,
-            shape.batch,
-            shape.heads,
-            shape.capacity,
-            shape.head_dim,
-            dtype=dtype,
-            device=device,
+            shape.layers, 2, shape.batch, shape.heads, shape.capacity, shape.head_dim, dtype=dtype, device=device
         )
-        self.cross_buffer = (
-            torch.empty(
-                shape.layers,
-                2,
-                shape.batch,
-                shape.heads,
-                shape.frames,
-                shape.head_dim,
-                dtype=dtype,
-                device=device,
-            )
-            if stores_cross
-            else None
-        )
+        self.cross_buffer = cross_buffer
         self.self_layers = self.self_buffer.unbind()
         self.self_keys, self.self_values = self.self_buffer.unbind(1)
         self.cross_keys_t: tuple[Tensor, ...] = ()
         self.cross_values: tuple[Tensor, ...] = ()
-        if self.cross_buffer is not None:
-            flat = self.cross_buffer.flatten(2, 3)
+        if cross_buffer is not None:
+            flat = cross_buffer.flatten(2, 3)
             self.cross_keys_t, self.cross_values = flat[:, 0].transpose(2, 3).unbind(), flat[:, 1].unbind()
         super().__init__(DynamicCache(), DynamicCache())
         self.self_attention_cache.layers = [InPlaceLayer(buffer) for buffer in self.self_buffer]
-        if self.cross_buffer is not None:
-            self.cross_attention_cache.layers = [InPlaceLayer(buffer) for buffer in self.cross_buffer]
+        if cross_buffer is not None:
+            self.cross_attention_cache.layers = [InPlaceLayer(buffer) for buffer in cross_buffer]
         self.is_updated = dict.fromkeys(range(shape.layers), False)
 
     def set_lengths(self, length: int) -> None:

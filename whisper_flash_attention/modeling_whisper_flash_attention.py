@@ -34,14 +34,16 @@ class WhisperFlashAttentionEncoderLayer(WhisperEncoderLayer):  # type: ignore[mi
             and not self.training
             and kernels.is_exact_gelu(self.activation_fn)
             and kernels.is_plain(self.fc1, self.fc2)
+            and not kernels.has_hooks(self.self_attn)
         )
         if not fuses:
             return super().forward(hidden_states, attention_mask, **kwargs)  # type: ignore[no-any-return]
-        normed = self.self_attn_layer_norm(hidden_states)
-        attended, _ = self.self_attn(hidden_states=normed, attention_mask=attention_mask, **kwargs)
-        hidden_states = hidden_states + attended
-        normed = self.final_layer_norm(hidden_states)
-        expanded = kernels.linear(normed, self.fc1.weight, self.fc1.bias, gelu=True)
+        # Written so that nothing outlives its use: the activations of this layer set the peak of a small batch.
+        attended, _ = self.self_attn(
+            hidden_states=self.self_attn_layer_norm(hidden_states), attention_mask=attention_mask, **kwargs
+        )
+        hidden_states = attended.add_(hidden_states)
+        expanded = kernels.linear(self.final_layer_norm(hidden_states), self.fc1.weight, self.fc1.bias, gelu=True)
         return kernels.linear(expanded, self.fc2.weight, self.fc2.bias, residual=hidden_states)
 
 

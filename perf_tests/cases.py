@@ -4,7 +4,7 @@ Nothing here imports torch: collection, comparison and reports read this table a
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 IMPLEMENTATIONS = ("original", "eager", "flash")
 MAX_TARGET_POSITIONS = 448
@@ -161,7 +161,8 @@ def select(preset: str, selection: Selection) -> tuple[Case, ...]:
     cells = [cell for cell in PRESETS[preset].cells if _keeps(selection, cell)]
     for field, option in NARROWING.items():
         for value in getattr(selection, field):
-            narrow = selection._replace(**{field: (value,)})
+            only: dict[str, Any] = {field: (value,)}
+            narrow = selection._replace(**only)
             if not any(_keeps(narrow, cell) for cell in cells):
                 raise SelectionError(_no_cell(preset, narrow, f"{option} {value}"))
     if not cells:

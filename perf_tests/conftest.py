@@ -31,7 +31,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if not chosen or config.option.collectonly:
         return
     plan = config.stash[PLAN]
-    count = max(SETTINGS[case.setting].batch_size for case in plan.cases)
+    settings = {str(item.callspec.params["setting"]) for item in chosen if isinstance(item, pytest.Function)}
+    count = max(SETTINGS[setting].batch_size for setting in settings)
     try:
         config.stash[SPEECH] = load_speech(plan.dataset, count)
     except BadInputError as error:
@@ -53,12 +54,12 @@ def place(plan: Plan) -> "Iterator[Place]":
     from .subject import Place
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     yield Place(torch.device(plan.device), getattr(torch, plan.dtype))
     logging.set_verbosity(verbosity)
     if bars:
-        logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+        logging.enable_progress_bar()
 
 
 @pytest.fixture(scope="session")

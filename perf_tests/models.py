@@ -56,9 +56,9 @@ class Weights:
             copies = {name: tensor.to(dtype, copy=True) for name, tensor in self._random.items()}
             model = model_class.from_pretrained(None, config=config, state_dict=copies, dtype=dtype, **arguments)
             settings = vocabulary_of(config.vocab_size).generation_settings()
-            model.generation_config = GenerationConfig(**settings)  # type: ignore[no-untyped-call]
-        model.eval()  # type: ignore[no-untyped-call]
-        model.to(device)  # type: ignore[arg-type]  # Transformers' wrapper loses the signature
+            model.generation_config = GenerationConfig(**settings)
+        model.eval()
+        model.to(device)
         return model
 
     def _load(
@@ -110,7 +110,8 @@ def make_state_dict(config: WhisperConfig) -> dict[str, torch.Tensor]:
 
 def _make_tensor(name: str, shape: torch.Size) -> torch.Tensor:
     if name == "model.encoder.embed_positions.weight":
-        return sinusoids(*shape)
+        positions: torch.Tensor = sinusoids(*shape)
+        return positions
     generator = torch.Generator().manual_seed(SEED + zlib.crc32(name.encode()))
     # Uniform: a fifth of the time of normal numbers. Its standard deviation is the limit over sqrt(3).
     limit = _deviation(name, shape) * math.sqrt(3)

@@ -128,9 +128,7 @@ def make_features(cell: Cell, speech: Speech) -> torch.Tensor:
     A batch larger than the number of clips takes the clips again from the first.
     """
     batch_size = SETTINGS[cell.setting].batch_size
-    extractor = WhisperFeatureExtractor(  # type: ignore[no-untyped-call]
-        feature_size=CHECKPOINTS[cell.checkpoint].mel_bins
-    )
+    extractor = WhisperFeatureExtractor(feature_size=CHECKPOINTS[cell.checkpoint].mel_bins)
     clips = speech.clips[:batch_size]
     features = extractor(clips, sampling_rate=SAMPLING_RATE, return_tensors="np")["input_features"]
     repeated = np.resize(features, (batch_size, *features.shape[1:]))

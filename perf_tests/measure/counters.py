@@ -50,7 +50,7 @@ def count_round(subject: Subject) -> Counters:
     return Counters(counter.operators, counter.flops, launches, syncs)
 
 
-class OperatorCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own subclass hook
+class OperatorCounter(TorchDispatchMode):
     """Counts every operator dispatched while it is active, and the operations of those with a formula."""
 
     def __init__(self) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .audio import load_speech
+from .audio import go_offline_unless_reachable, load_speech
 from .cases import SETTINGS, Case
 from .options import PLAN, is_perf_item
 from .plan import BadInputError, Plan
@@ -33,6 +33,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     plan = config.stash[PLAN]
     settings = {str(item.callspec.params["setting"]) for item in chosen if isinstance(item, pytest.Function)}
     count = max(SETTINGS[setting].batch_size for setting in settings)
+    if plan.weights == "pretrained":
+        go_offline_unless_reachable()  # before the Hub's client is imported, which reads the switch then
     try:
         config.stash[SPEECH] = load_speech(plan.dataset, count)
     except BadInputError as error:

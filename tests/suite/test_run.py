@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import try_to_load_from_cache
 
 from perf_tests import schema
 from perf_tests.journal import NOT_RUN
@@ -122,6 +123,46 @@ def test_every_case_has_its_line_and_its_row(output: str) -> None:
     for words in ("peak memory", "speed-up", "tokens", "error / allowed", "tiny.en-2-single-flash", " MB", "equal"):
         assert words in table
     assert "…" not in table
+
+
+@pytest.mark.slow
+def test_a_real_cell(tmp_path: Path) -> None:
+    result = run_suite(*SMALL, "--perf-rounds", "2", "--benchmark-autosave", storage(tmp_path))
+    assert result.returncode == 0, result.stdout + result.stderr
+    saved = read_run(tmp_path)
+    assert validate_run(saved) == []
+    original, eager, flash = (bench["extra_info"] for bench in saved["benchmarks"])
+    assert original["parameter_count"] == flash["parameter_count"] == 33_028_608
+    assert eager["peak_memory_allocated_bytes"] > original["peak_memory_allocated_bytes"]
+
+
+@pytest.mark.slow
+def test_real_weights_and_real_speech(tmp_path: Path) -> None:
+    speech = os.environ.get("WHISPER_TEST_SPEECH")
+    if speech is None:
+        pytest.skip("WHISPER_TEST_SPEECH names no folder of real speech")
+    if not isinstance(try_to_load_from_cache("openai/whisper-tiny.en", "model.safetensors"), str):
+        pytest.skip("openai/whisper-tiny.en is not in the Hub's cache")
+    arguments = ["--perf-weights", "pretrained", "--perf-dataset", speech, "-k", "tiny.en-4-single"]
+    result = run_suite(*arguments, "--perf-rounds", "2", "--benchmark-autosave", storage(tmp_path))
+    assert result.returncode == 0, result.stdout + result.stderr
+    saved = read_run(tmp_path)
+    assert validate_run(saved) == []
+    assert len(saved["benchmarks"]) == 3
+    for bench in saved["benchmarks"]:
+        info = bench["extra_info"]
+        assert (info["weights"], info["audio"]) == ("pretrained", speech)
+        assert info["parity"]["tokens_equal"]
+
+
+def test_pretrained_weights_that_cannot_be_had_fail_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    arguments = ["--perf-weights", "pretrained", "--perf-checkpoint", "base.en", "--perf-implementation", "original"]
+    result = run_suite(*arguments, f"--benchmark-json={path}", storage(tmp_path), HF_HOME=str(tmp_path / "empty"))
+    assert result.returncode == 1
+    (entry,) = read_run(path)["perf_cases"]
+    assert entry["outcome"] == "failed"
+    assert "openai/whisper-base.en is neither in the Hub's cache nor to be had" in entry["reason"]
 
 
 @pytest.mark.parametrize(

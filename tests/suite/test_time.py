@@ -1,10 +1,13 @@
+import os
+import sys
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from perf_tests.measure.device import StateWatch
+from perf_tests.measure.device import Nvml, StateWatch, query_nvml
 from perf_tests.measure.time import time_rounds
 
 
@@ -67,6 +70,49 @@ def test_foreign_load_is_what_others_use(monkeypatch: pytest.MonkeyPatch) -> Non
         pass
     assert watch.state["foreign_cpu_cores"] == pytest.approx(0.5)
     assert watch.state["gpu_sm_clock_hz"] is None
+
+
+class FakeNvml:
+    """NVML of a GPU that answers everything but its MIG mode."""
+
+    class NVMLError(Exception):
+        pass
+
+    NVML_CLOCK_SM, NVML_TEMPERATURE_GPU, NVML_DEVICE_MIG_ENABLE = 1, 0, 1
+
+    class Process(NamedTuple):
+        pid: int
+
+    def nvmlInit(self) -> None: ...  # noqa: N802 - NVML's names
+
+    def nvmlShutdown(self) -> None: ...  # noqa: N802
+
+    def __getattr__(self, name: str) -> Callable[..., object]:
+        answers = {
+            "nvmlSystemGetDriverVersion": "570.1",
+            "nvmlDeviceGetClockInfo": 1980,
+            "nvmlDeviceGetTemperature": 55,
+            "nvmlDeviceGetCurrentClocksThrottleReasons": 4,
+            "nvmlDeviceGetComputeRunningProcesses": [self.Process(os.getpid()), self.Process(1)],
+        }
+
+        def answer(*args: object) -> object:
+            if name not in answers:
+                raise self.NVMLError(name)
+            return answers[name]
+
+        return answer
+
+
+def test_the_gpus_state_is_asked_question_by_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml())
+    monkeypatch.setattr("perf_tests.measure.device._nvml_handle", lambda pynvml, device: "handle")
+    assert query_nvml("cuda") == Nvml("570.1", None, 1_980_000_000, 55, 4, 1)
+
+
+def test_a_gpu_that_says_nothing_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert query_nvml("cuda") == Nvml()
 
 
 def test_own_load_is_not_foreign() -> None:

@@ -215,7 +215,7 @@ def _flat_tensors(output: Any) -> list[torch.Tensor]:
     return [value for value in output if isinstance(value, torch.Tensor)]
 
 
-@pytest.mark.parametrize("name", [name for name in HOOKED if name.count(".") >= 2 or name == "proj_out"])
+@pytest.mark.parametrize("name", [HOOKED[index] for index in (2, 5, 7, 9, 10, 12)])
 @pytest.mark.parametrize("kind", ["forward", "pre", "instance"])
 def test_hook_that_changes_the_result(kind: str, name: str, pair: Pair) -> None:
     """Forward hooks, forward pre-hooks, and the `forward` that accelerate puts on an instance."""
@@ -243,8 +243,7 @@ def test_hook_that_changes_the_result(kind: str, name: str, pair: Pair) -> None:
         outputs.append(model.generate(mel_features(2), max_new_tokens=TOKENS, **MODES["scores"]))
         outputs.append(model.generate(mel_features(2), max_new_tokens=TOKENS))
     assert_same(outputs[2:], outputs[:2])
-    if (kind, name) != ("pre", "model.decoder.embed_tokens"):
-        assert any(not torch.equal(a, b) for a, b in zip(plain.scores, outputs[0].scores, strict=False))
+    assert any(not torch.equal(a, b) for a, b in zip(plain.scores, outputs[0].scores, strict=False))
 
 
 def test_global_hook(pair: Pair) -> None:

@@ -21,7 +21,6 @@ TOKENS = 8
 HISTORIES = {
     "new": lambda model: None,
     "generated": lambda model: model.generate(mel_features(2), max_new_tokens=TOKENS),
-    "beams": lambda model: model.generate(mel_features(2), max_new_tokens=TOKENS, num_beams=2),
     "forward": lambda model: model(mel_features(1), decoder_input_ids=torch.tensor([[201, 5]])),
 }
 

@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch.nn import functional
@@ -5,10 +7,10 @@ from torch.nn import functional
 from perf_tests.cases import SETTINGS
 from perf_tests.measure.counters import (
     OperatorCounter,
-    convolution_flops,
     count_cuda_calls,
     count_round,
 )
+from perf_tests.measure.flops import convolution_flops
 from perf_tests.subject import Stage
 
 
@@ -49,13 +51,16 @@ def test_convolutions_count_the_same_whoever_computes_them() -> None:
     x, weight = torch.ones(2, 8, 30), torch.ones(16, 8, 3)
     expected = 2 * 2 * 15 * 16 * 8 * 3
     assert count(lambda: functional.conv1d(x, weight, stride=2, padding=1))[1] == expected
-    assert convolution_flops(x, weight, None, [1], [2], [1], 1) == expected
+    assert convolution_flops(weight.shape, torch.Size((2, 16, 15))) == expected
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 def test_onednns_operators_count() -> None:
     x, weight = torch.ones(3, 5), torch.ones(7, 5)
     _, flops = count(lambda: torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], ""))
+    assert flops == 2 * 3 * 5 * 7
+    sum_with = torch.ones(3, 7)
+    _, flops = count(lambda: torch.ops.mkldnn._linear_pointwise.binary(x, sum_with, weight, None, "add"))
     assert flops == 2 * 3 * 5 * 7
     opaque = x.to_mkldnn(), weight.to_mkldnn(), torch.ones(7).to_mkldnn()
     assert count(torch.ops.aten.mkldnn_linear, *opaque)[1] == 2 * 3 * 5 * 7
@@ -64,6 +69,16 @@ def test_onednns_operators_count() -> None:
         lambda: torch.ops.mkldnn._convolution_pointwise(image, kernel, None, [0, 0], [1, 1], [1, 1], 1, "none", [], "")
     )
     assert flops == 2 * 6 * 4 * 8
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_flash_does_the_work_of_the_original(dtype: torch.dtype, make_stage: Callable[[torch.dtype], Stage]) -> None:
+    """No product of flash may escape the count: it saves the prompt's logits, and may pad its cache."""
+    stage = make_stage(dtype)
+    original, flash = (stage.build(name) for name in ("original", "flash"))
+    for subject in (original, flash):
+        subject.run_round()
+    assert count_round(flash).flops == pytest.approx(count_round(original).flops, rel=0.05)
 
 
 @pytest.mark.parametrize("implementation", ["original", "flash"])

@@ -181,7 +181,7 @@ def decode(
                 length += 1
         sequences = ids[:, :length].clone()
 
-    model.note_decoding(cache, captured=captures)
+    model.note_decoding(cache, captured=session is not None)
     if not as_dict:
         return sequences
     cache.set_lengths(length - 1)

@@ -66,6 +66,7 @@ class WhisperFlashAttentionForConditionalGeneration(WhisperForConditionalGenerat
     _decoder_weights: layout.DecoderWeights | None = None
     _session: GreedySession | None = None
     _decoding_backend: dict[str, str] | None = None
+    _captures: bool = True
 
     def __init__(self, config: WhisperConfig) -> None:
         super().__init__(config)
@@ -226,9 +227,9 @@ class WhisperFlashAttentionForConditionalGeneration(WhisperForConditionalGenerat
             shape: Dimensions of the cache.
             chooser: Ends of sequences.
             stores_cross: Whether cross keys and values are stored.
-            captures: Whether the call can be captured; None is lent where it cannot.
+            captures: Whether the call can be captured; None is lent where it cannot or must not.
         """
-        if not captures:
+        if not (captures and self._captures):
             yield None
             return
         weights, eos, pad = self.decoder_weights(), chooser.stopping.eos, chooser.pad
@@ -239,6 +240,15 @@ class WhisperFlashAttentionForConditionalGeneration(WhisperForConditionalGenerat
             session = GreedySession(weights, shape, eos, pad, stores_cross=stores_cross, captures=True)
         yield session
         self._session = session
+
+    @contextmanager
+    def uncaptured(self) -> Iterator[None]:
+        """Decode without CUDA graphs in the block: slower, but every operator can be seen, counted and profiled."""
+        self._captures = False
+        try:
+            yield
+        finally:
+            self._captures = True
 
     def note_decoding(self, cache: WhisperKVCache, *, captured: bool) -> None:
         """Remember which kernels served a call of `generate`'s loop, for `attention_backend`."""

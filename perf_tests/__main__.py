@@ -1,0 +1,48 @@
+"""The suite's commands: ``python -m perf_tests <command> …``.
+
+A command is a module with ``main(arguments: list[str]) -> int``, imported only when it is asked for: what needs
+torch imports it there, so that the others start at once.
+"""
+
+import importlib
+import sys
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.markup import escape
+
+
+class Command(NamedTuple):
+    """One command: the module whose ``main`` runs it, and a line of help."""
+
+    module: str
+    help: str
+
+
+COMMANDS: dict[str, Command] = {
+    "peers": Command("perf_tests.peers.command", "this model against the original, faster-whisper and openai-whisper"),
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command.
+
+    Returns:
+        Its exit code; 2 where there is no such command.
+    """
+    console = Console(stderr=True, highlight=False)
+    name, *rest = arguments or ["--help"]
+    if name in ("-h", "--help"):
+        console.print("python -m perf_tests <command> …", markup=False)
+        for command, entry in COMMANDS.items():
+            console.print(f"  {escape(command):<10} {escape(entry.help)}")
+        return 0 if arguments else 2
+    if name not in COMMANDS:
+        console.print(f"perf_tests: no command {name!r}; there are {', '.join(COMMANDS)}", markup=False)
+        return 2
+    module = importlib.import_module(COMMANDS[name].module)
+    return int(module.main(rest))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

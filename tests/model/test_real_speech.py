@@ -92,8 +92,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "segments": {"return_timestamps": True, "return_segments": True},
     "word timestamps": {"return_timestamps": True, "return_token_timestamps": True},
     "scores": {"return_dict_in_generate": True, "output_scores": True},
-    "beams": {"num_beams": 4},
-    "beams with timestamps": {"num_beams": 3, "return_timestamps": True},
+    "beams": {"num_beams": 4, "max_new_tokens": 30},
+    "beams with timestamps": {"num_beams": 3, "return_timestamps": True, "max_new_tokens": 30},
     "sampling": {"do_sample": True, "temperature": 0.6},
     "no repeats": {"no_repeat_ngram_size": 2},
     "forced length": {"min_new_tokens": 60, "max_new_tokens": 60},
@@ -114,8 +114,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def test_options(
     name: str, batched: bool, real_pair: Pair, clip_features: torch.Tensor, batch_features: torch.Tensor
 ) -> None:
-    """The batch's rows end at different steps, and one is all but silent."""
-    assert_transcribes_same(real_pair, batch_features if batched else clip_features, **OPTIONS[name])
+    """The batch's rows end at different steps, and one is all but silent: it would go on to the last position."""
+    limit = {"max_new_tokens": 60} if batched else {}
+    assert_transcribes_same(real_pair, batch_features if batched else clip_features, **limit | OPTIONS[name])
 
 
 def test_row_of_a_batch_is_the_row_alone(
@@ -138,7 +139,7 @@ LONG_FORM: dict[str, dict[str, Any]] = {
     "plain": {},
     "conditioned": {"condition_on_prev_tokens": True},
     "fallback": OPTIONS["fallback"] | {"condition_on_prev_tokens": True},
-    "beams": {"num_beams": 2},
+    "beams": {"num_beams": 2, "max_new_tokens": 40},
     "words": {"return_token_timestamps": True},
 }
 

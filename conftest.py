@@ -10,4 +10,5 @@ pytest_plugins = (
     "perf_tests.machine",
     "perf_tests.journal",
     "perf_tests.terminal",
+    "perf_tests.regression.plugin",
 )

@@ -1,0 +1,101 @@
+"""Reading a machine's calibrated noise from the store.
+
+``$PERF_STORE/calibrations/<digest of the fingerprint>.json``, one file per machine and library versions:
+
+    {
+        "calibration_version": 1,
+        "fingerprint": {"cpu.brand_raw": "…", "thread_count": 2, …},    # fingerprint.fingerprint_of(machine_info)
+        "datetime": "2026-11-24T10:42:02+00:00",
+        "commit": "28b7c31…",                                           # what was measured, again and again
+        "cases": {
+            "test_generate[tiny.en-4-single-flash]": {
+                "case_definition": "7faea0f42648",
+                "runs": 12,                                             # how many runs of unchanged code
+                "noise": 0.021,
+                "smallest_visible_change": 0.034
+            }, …
+        }
+    }
+
+``noise`` is the relative change of the control-corrected time between two runs of unchanged code that 95 of 100 pairs
+of runs stay below; ``smallest_visible_change`` the relative slowdown that the gate finds with 95 % power. Only
+``noise`` decides anything here. A case that is not in the file, or is in it with another definition, has the
+default noise.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from perf_tests.plan import BadInputError
+
+from .fingerprint import digest, fingerprint_of
+from .store import store_path
+from .text import clean
+from .thresholds import DEFAULT_NOISE
+
+CALIBRATION_VERSION = 1
+
+
+class Noise(NamedTuple):
+    """A case's noise, relative, and whether it was measured here."""
+
+    noise: float
+    calibrated: bool
+
+
+class Calibration(NamedTuple):
+    """A machine's noise, by case id and definition; empty where there is no file at ``path``."""
+
+    path: Path
+    cases: Mapping[tuple[str, object], float]
+
+    def of(self, case_id: str, definition: object) -> Noise:
+        """The noise of a case."""
+        noise = self.cases.get((case_id, definition))
+        return Noise(DEFAULT_NOISE, calibrated=False) if noise is None else Noise(noise, calibrated=True)
+
+
+def calibration_path(machine_info: Mapping[str, Any]) -> Path:
+    """The file of the calibration of the machine that ``machine_info`` describes."""
+    return store_path() / "calibrations" / f"{digest(fingerprint_of(machine_info))}.json"
+
+
+def read_calibration(machine_info: Mapping[str, Any]) -> Calibration:
+    """Read the calibration of a machine; an empty one where there is none.
+
+    Raises:
+        BadInputError: there is a file, and it is not as described above.
+    """
+    path = calibration_path(machine_info)
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return Calibration(path, {})
+    except OSError as error:
+        raise BadInputError(f"{clean(path)}: cannot be read: {error.strerror}") from None
+    try:
+        document = json.loads(content)
+        return Calibration(path, _read_cases(document, fingerprint_of(machine_info)))
+    except (ValueError, RecursionError) as error:
+        raise BadInputError(f"{clean(path)}: no calibration: {clean(error)}; calibrate again, or remove it") from None
+
+
+def _read_cases(document: object, fingerprint: Mapping[str, object]) -> dict[tuple[str, object], float]:
+    if not isinstance(document, Mapping) or not isinstance(document.get("cases"), Mapping):
+        raise ValueError("JSON of another kind")
+    if document.get("calibration_version") != CALIBRATION_VERSION:
+        raise ValueError(f"calibration_version {document.get('calibration_version')}, not {CALIBRATION_VERSION}")
+    if document.get("fingerprint") != fingerprint:
+        raise ValueError("its fingerprint is another machine's")
+    cases: dict[tuple[str, object], float] = {}
+    for case_id, entry in document["cases"].items():
+        noise = entry.get("noise") if isinstance(entry, Mapping) else None
+        if isinstance(noise, bool) or not isinstance(noise, int | float) or not 0 <= noise < math.inf:
+            raise ValueError(f"{case_id}: no noise of 0 or more")
+        if not isinstance(entry.get("case_definition"), str):
+            raise ValueError(f"{case_id}: no case_definition")
+        cases[case_id, entry["case_definition"]] = float(noise)
+    return cases

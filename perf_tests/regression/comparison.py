@@ -1,0 +1,139 @@
+"""HEAD against BASE, all cases: verdicts, and what a reader must know to weigh them."""
+
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping
+from statistics import median
+from typing import Any, NamedTuple
+
+from .calibration import Calibration, Noise, read_calibration
+from .judging import UNCORRECTED, judge_case
+from .pairs import Pair, pair_runs
+from .runs import Run
+from .text import clean, count_of, percent
+from .thresholds import DEFAULT_NOISE, TIME, Rules
+from .verdicts import COULD_NOT_JUDGE, CaseResult, Finding, Verdict, exit_code, worst_of
+
+
+class Comparison(NamedTuple):
+    """The result. ``notes`` are lines for the reader, ``cases`` come in the order of the runs."""
+
+    base: str
+    head: str
+    verdict: Verdict
+    exit_code: int
+    cases: tuple[CaseResult, ...]
+    notes: tuple[str, ...]
+
+    def by_badness(self) -> list[CaseResult]:
+        """The cases, worst first."""
+        return sorted(self.cases, key=lambda case: -case.verdict.badness)
+
+    def summary(self) -> str:
+        """``REGRESSED: 1 of 12 cases regressed, 11 pass``."""
+        counts = Counter(case.verdict for case in self.cases)
+        words = {Verdict.PASS: "pass", Verdict.AMBIGUOUS: "ambiguous"}
+        parts = [f"{counts[v]} {words.get(v, v.lower())}" for v in reversed(Verdict) if counts[v]]
+        parts[0] = parts[0].replace(" ", f" of {count_of(len(self.cases), 'case')} ", 1)
+        verdict = "COULD NOT JUDGE" if self.exit_code == COULD_NOT_JUDGE else str(self.verdict)
+        return f"{verdict}: {', '.join(parts)}"
+
+    def accepted(self) -> list[tuple[str, Finding]]:
+        """Growth that was accepted, by case id."""
+        return [(case.id, finding) for case in self.cases for finding in case.findings if finding.accepted]
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``compare --json`` writes."""
+        return {
+            "verdict": self.verdict,
+            "exit_code": self.exit_code,
+            "base": self.base,
+            "head": self.head,
+            "notes": [*self.notes],
+            "cases": [
+                {
+                    "id": case.id,
+                    "verdict": case.verdict,
+                    "reasons": [*case.reasons],
+                    "metrics": [_finite(finding._asdict()) for finding in case.findings],
+                }
+                for case in self.cases
+            ],
+        }
+
+
+def compare_runs(
+    base: Run,
+    head: Run,
+    rules: Rules,
+    *,
+    allow: Collection[str] = (),
+    base_chosen: bool = True,
+    strict: bool = False,
+) -> Comparison:
+    """Judge every case of both runs.
+
+    Raises:
+        BadInputError: the runs cannot be compared; one line that says why.
+    """
+    timed = TIME in rules.kinds
+    pairs, differences = pair_runs(base, head, allow, timed=timed)
+    calibrations = [read_calibration(run.machine_info) for run in (base, head)] if timed else []
+    cases = tuple(judge_case(pair, rules, noise_of(pair, calibrations)) for pair in pairs)
+    verdict = worst_of(case.verdict for case in cases)
+    code = COULD_NOT_JUDGE if base.plain or head.plain else exit_code(verdict, strict=strict)
+    notes = []
+    if base.plain or head.plain:
+        names = " and ".join(name for name, run in (("BASE", base), ("HEAD", head)) if run.plain)
+        notes.append(f"{names}: plain pytest-benchmark without the suite's keys: uncorrected times are all there is")
+    if not base_chosen:
+        notes.append(
+            f"BASE is {clean(base.name.partition(':')[0])}, whatever was saved then, and not a baseline that anybody"
+            " chose: python -m perf_tests promote RUN NAME makes one"
+        )
+    if base.dirty:
+        notes.append("BASE was measured with uncommitted changes")
+    if differences:
+        notes.append(f"compared although the machines differ: {', '.join(map(str, differences))}")
+    notes += _calibration_notes(cases, pairs, calibrations)
+    notes += _drift_notes(cases, pairs)
+    return Comparison(base.describe(), head.describe(), verdict, code, cases, tuple(notes))
+
+
+def noise_of(pair: Pair, calibrations: Collection[Calibration]) -> Noise:
+    """A case's noise: the larger one where BASE's and HEAD's machines differ."""
+    definition = pair.base.definition.get("case_definition") if pair.base else None
+    noises = [calibration.of(pair.id, definition) for calibration in calibrations]
+    return max(noises, default=Noise(DEFAULT_NOISE, calibrated=False))
+
+
+def _calibration_notes(
+    cases: Collection[CaseResult], pairs: Collection[Pair], calibrations: Collection[Calibration]
+) -> list[str]:
+    timed = [pair for case, pair in zip(cases, pairs, strict=True) if case.finding(TIME)]
+    unknown = sum(not noise_of(pair, calibrations).calibrated for pair in timed)
+    if not unknown:
+        return []
+    default = percent(DEFAULT_NOISE, sign=False)
+    if not any(calibration.cases for calibration in calibrations):
+        return [f"no calibration of this machine: its noise is taken for {default}"]
+    return [f"{count_of(unknown, 'case')} not in this machine's calibration: their noise is taken for {default}"]
+
+
+def _drift_notes(cases: Collection[CaseResult], pairs: Collection[Pair]) -> list[str]:
+    """How far the originals' own times moved: the machine, not this project's code."""
+    changes = [
+        finding.change
+        for case, pair in zip(cases, pairs, strict=True)
+        if pair.head is not None and pair.head.implementation == "original"
+        if (finding := case.finding(UNCORRECTED)) and finding.change is not None
+    ]
+    if not changes:
+        return []
+    what = f"{percent(median(changes))} (median of {count_of(len(changes), 'case')})"
+    return [f"the original's uncorrected times moved by {what}: that is the machine, and what flash is corrected for"]
+
+
+def _finite(finding: Mapping[str, Any]) -> dict[str, Any]:
+    """Strict JSON knows no NaN and no infinity."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in finding.items()}

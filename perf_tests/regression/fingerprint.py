@@ -1,0 +1,83 @@
+"""What two runs must share for their times to be comparable: the machine's fingerprint.
+
+Nothing else of ``machine_info`` refuses: not the commit, not this package's version, not clocks.
+"""
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+from .text import clean
+
+# Paths into ``machine_info``; ``--allow`` takes these names.
+FINGERPRINT = (
+    "gpu.name",
+    "gpu.compute_capability",
+    "cpu.brand_raw",
+    "thread_count",
+    "system",
+    "python_version",
+    "torch",
+    "cuda",
+    "transformers",
+    "xformers",
+    "tf32_matmul",
+    "tf32_cudnn",
+)
+
+Scalar = str | int | float | bool | None
+
+
+class Difference(NamedTuple):
+    """A key in which BASE and HEAD differ, and both values."""
+
+    key: str
+    base: object
+    head: object
+
+    def __str__(self) -> str:
+        return f"{self.key} ({_show(self.base)} / {_show(self.head)})"
+
+
+def fingerprint_of(machine_info: Mapping[str, Any]) -> dict[str, Scalar]:
+    """The fingerprint's keys and values; ``None`` where the machine has no such thing (a GPU, xFormers)."""
+    return {key: _lookup(machine_info, key) for key in FINGERPRINT}
+
+
+def differences(
+    base: Mapping[str, Any], head: Mapping[str, Any], *, recorded_only: bool = False
+) -> tuple[Difference, ...]:
+    """The fingerprint's keys in which two ``machine_info`` differ.
+
+    With ``recorded_only``, keys that either side lacks are left out: plain pytest-benchmark knows but a few.
+    """
+    ours, theirs = fingerprint_of(base), fingerprint_of(head)
+    return tuple(
+        Difference(key, ours[key], theirs[key])
+        for key in FINGERPRINT
+        # A type counts: 1 and true are equal in Python, and are different things in a JSON.
+        if (type(ours[key]), ours[key]) != (type(theirs[key]), theirs[key])
+        and not (recorded_only and None in (ours[key], theirs[key]))
+    )
+
+
+def without(found: Collection[Difference], allow: Collection[str]) -> tuple[Difference, ...]:
+    """The differences that were not allowed."""
+    return tuple(difference for difference in found if difference.key not in allow)
+
+
+def digest(fingerprint: Mapping[str, Scalar]) -> str:
+    """A short hash of a fingerprint: the name of its calibration."""
+    return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _lookup(machine_info: Mapping[str, Any], path: str) -> Scalar:
+    value: object = machine_info
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value if value is None or isinstance(value, str | int | float | bool) else json.dumps(value, sort_keys=True)
+
+
+def _show(value: object) -> str:
+    return "none" if value is None else clean(value, 60)

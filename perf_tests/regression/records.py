@@ -1,0 +1,173 @@
+"""One case of a run: the part of its record that the gate judges, checked while it is read."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+# Recorded keys that are compared as exact numbers, memory first. Units are in the names.
+MEMORY = ("peak_memory_allocated_bytes", "peak_memory_reserved_bytes", "model_memory_bytes")
+COUNTERS = ("aten_op_count", "flop_count", "kernel_launch_count", "host_sync_count")
+# What defines the work, apart from its hash; ``--allow`` takes these names.
+DEFINITION = ("device", "dtype", "batch_size", "new_tokens", "weights", "audio")
+
+_LARGEST = 2**63
+# Seconds outside of these were not measured by any clock.
+_SHORTEST, _LONGEST = 1e-12, 1e12
+
+
+class Unreadable(ValueError):  # noqa: N818  # a reason that the reader turns into a BadInputError with the run's name
+    """What is wrong with a record, without the name of the run."""
+
+
+class Parity(NamedTuple):
+    """The numerical check; errors, bounds and regrets in logits."""
+
+    max_abs_error: float
+    bound: float
+    tokens_equal: bool | None
+    token_regret: float | None
+    token_regret_bound: float | None
+
+
+class Record(NamedTuple):
+    """A case of a run. ``measured`` is false where there is nothing but an outcome.
+
+    ``seconds`` are the rounds, ``control_seconds`` the control's, paired with them; both empty where times were not
+    looked at. ``definition`` holds ``case_definition`` and the keys of ``DEFINITION``, empty in a plain record.
+    """
+
+    id: str
+    outcome: str
+    reason: str | None
+    measured: bool = False
+    plain: bool = False
+    implementation: str | None = None
+    definition: Mapping[str, object] = {}
+    seconds: tuple[float, ...] = ()
+    control: str | None = None
+    control_seconds: tuple[float, ...] = ()
+    exact: Mapping[str, int | None] = {}
+    parity: Parity | None = None
+    foreign_cpu_cores: float | None = None
+    gpu_foreign_processes: int | None = None
+
+    @property
+    def ran(self) -> bool:
+        """Whether there is a measurement to judge."""
+        return self.outcome == "passed" and self.measured
+
+
+def read_record(name: str, outcome: str, reason: str | None, bench: Mapping[str, Any] | None, timed: bool) -> Record:
+    """Read one entry of ``benchmarks``, if there is one and its case passed.
+
+    Raises:
+        Unreadable: a value that the gate needs is of the wrong kind.
+    """
+    bare = Record(name, outcome, reason)
+    if outcome != "passed" or bench is None:
+        return bare
+    info = bench.get("extra_info")
+    info = info if isinstance(info, Mapping) else {}
+    plain = "schema_version" not in info
+    record = bare._replace(measured=True, plain=plain)
+    if timed:
+        record = record._replace(seconds=_read_rounds(name, bench, plain))
+    if plain:
+        return record
+    if timed:
+        record = _with_control(record, info.get("control"))
+    params = bench.get("params")
+    implementation = params.get("implementation") if isinstance(params, Mapping) else None
+    state = info.get("device_state")
+    state = state if isinstance(state, Mapping) else {}
+    return record._replace(
+        implementation=implementation if isinstance(implementation, str) else None,
+        definition=_read_definition(name, info),
+        exact={key: _read_count(f"{name}: {key}", info.get(key)) for key in (*MEMORY, *COUNTERS)},
+        parity=_read_parity(f"{name}: parity", info.get("parity")),
+        foreign_cpu_cores=_number(f"{name}: foreign_cpu_cores", state.get("foreign_cpu_cores")),
+        gpu_foreign_processes=_read_count(f"{name}: gpu_foreign_processes", state.get("gpu_foreign_processes")),
+    )
+
+
+def _read_definition(name: str, info: Mapping[str, Any]) -> dict[str, object]:
+    if not isinstance(info.get("case_definition"), str):
+        raise Unreadable(f"{name}: case_definition: missing, or not text")
+    definition = {key: info.get(key) for key in (*DEFINITION, "case_definition")}
+    if isinstance(definition["device"], str):
+        definition["device"] = definition["device"].partition(":")[0]  # which of two like GPUs does not matter
+    return definition
+
+
+def _read_rounds(name: str, bench: Mapping[str, Any], plain: bool) -> tuple[float, ...]:
+    stats = bench.get("stats")
+    stats = stats if isinstance(stats, Mapping) else {}
+    data = stats.get("data")
+    rounds = len(data) if isinstance(data, list) else stats.get("rounds")
+    if data is None and plain:  # saved without --benchmark-save-data
+        data = [stats.get("median")]
+    if not isinstance(data, list) or not data:
+        raise Unreadable(f"{name}: stats.data: no raw rounds")
+    if rounds == 1:
+        raise Unreadable(
+            f"{name}: one round: no interval can be had of it; measure more, or leave time out"
+            " (--only memory --only counters --only parity)"
+        )
+    return _read_times(name, data)
+
+
+def _with_control(record: Record, control: object) -> Record:
+    if control is None:
+        return record
+    if not isinstance(control, Mapping) or not isinstance(control.get("rounds_seconds"), list):
+        raise Unreadable(f"{record.id}: control: no rounds_seconds")
+    seconds = _read_times(f"{record.id}: control", control["rounds_seconds"])
+    if len(seconds) != len(record.seconds):
+        raise Unreadable(f"{record.id}: {len(seconds)} control rounds cannot pair with {len(record.seconds)} rounds")
+    return record._replace(control=str(control.get("implementation")), control_seconds=seconds)
+
+
+def _read_times(name: str, values: list[Any]) -> tuple[float, ...]:
+    times = tuple(_number(f"{name}: a round", value) for value in values)
+    for seconds in times:
+        if seconds is None or not _SHORTEST < seconds < _LONGEST:
+            raise Unreadable(f"{name}: a round of {seconds} s is no time")
+    return tuple(seconds for seconds in times if seconds is not None)
+
+
+def _read_count(where: str, value: object) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _LARGEST:
+        raise Unreadable(f"{where}: {value!r:.60} is no count")
+    return value
+
+
+def _read_parity(where: str, value: object) -> Parity | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise Unreadable(f"{where}: not an object")
+    error, bound = (_number(f"{where}.{key}", value.get(key)) for key in ("max_abs_error", "bound"))
+    if error is None or bound is None:
+        raise Unreadable(f"{where}: no max_abs_error, or no bound")
+    equal = value.get("tokens_equal")
+    return Parity(
+        max_abs_error=error,
+        bound=bound,
+        tokens_equal=equal if isinstance(equal, bool) else None,
+        token_regret=_number(f"{where}.token_regret", value.get("token_regret")),
+        token_regret_bound=_number(f"{where}.token_regret_bound", value.get("token_regret_bound")),
+    )
+
+
+def _number(where: str, value: object) -> float | None:
+    """A number, NaN and infinities included: whoever uses it says what they mean."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise Unreadable(f"{where}: {value!r:.60} is no number")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf

@@ -1,0 +1,99 @@
+"""Statistics of time: how much slower flash became between two runs, corrected by its control, with an interval.
+
+In each run the unit is the pair: a control round and the flash round right after it saw the same state of the
+machine. With ``r = log(control / flash)`` of a pair, the change of flash's corrected time from BASE to HEAD is
+``exp(median(r_base) - median(r_head)) - 1``: positive where flash became slower. Logarithms, because a machine's
+drift multiplies both rounds.
+
+Nothing that scipy or numpy is needed for is imported before it is.
+"""
+
+import math
+from collections.abc import Sequence
+from statistics import median
+from typing import TYPE_CHECKING, NamedTuple
+
+from perf_tests.intervals import CONFIDENCE, RESAMPLES, SEED, paired_ratios
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+# The median of n values has a distribution-free 95 % interval from n = 6 on (binomial: 2 · 0.5⁶ < 0.05), and a
+# bootstrap of fewer is narrower than it claims.
+BOOTSTRAP_PAIRS = 6
+# Numbers in one array of a bootstrap: bounds the memory that a run of very many rounds takes.
+_BATCH_NUMBERS = 4_000_000
+
+
+class Change(NamedTuple):
+    """A relative change of time and its 95 % interval; no interval (``None``) where the pairs are too few."""
+
+    change: float
+    low: float | None
+    high: float | None
+
+
+class Rounds(NamedTuple):
+    """The rounds of a case in one run, in seconds, each after a round of its control."""
+
+    control_seconds: Sequence[float]
+    seconds: Sequence[float]
+
+
+def corrected_change(base: Rounds, head: Rounds) -> Change:
+    """Change of flash's time from ``base`` to ``head``, corrected by the control."""
+    import numpy as np
+
+    first, second = (np.log(paired_ratios(*rounds)) for rounds in (base, head))
+    change = _relative(float(np.median(first) - np.median(second)))
+    if not separable(len(first), len(second)):
+        return Change(change, None, None)
+    low, high = _bootstrap(first, second)
+    if min(len(first), len(second)) < BOOTSTRAP_PAIRS:
+        # So few: only what no pair of the other run contradicts.
+        low = min(low, float(first.min() - second.max()))
+        high = max(high, float(first.max() - second.min()))
+    return Change(change, _relative(low), _relative(high))
+
+
+def uncorrected_change(base: Sequence[float], head: Sequence[float]) -> float:
+    """Relative change of the median round; the machine's drift is in it."""
+    return median(head) / median(base) - 1
+
+
+def separable(base_pairs: int, head_pairs: int) -> bool:
+    """Whether so many pairs can show any difference at the 95 % level.
+
+    Were the runs alike, every order of their pairs would be equally likely, so that the two in which all pairs of one
+    run come before all of the other's have a probability of ``2 / C(n + m, n)`` (Mann and Whitney, 1947).
+    """
+    return 2 / math.comb(base_pairs + head_pairs, head_pairs) <= 1 - CONFIDENCE
+
+
+def _bootstrap(first: "npt.NDArray[np.float64]", second: "npt.NDArray[np.float64]") -> tuple[float, float]:
+    """Percentile interval of the difference of medians, runs resampled apart; a fixed seed, so it repeats."""
+    import numpy as np
+    from scipy.stats import bootstrap
+
+    def difference(
+        one: "npt.NDArray[np.float64]", other: "npt.NDArray[np.float64]", axis: int = -1
+    ) -> "npt.NDArray[np.float64]":
+        return np.asarray(np.median(one, axis=axis) - np.median(other, axis=axis))
+
+    interval = bootstrap(
+        (first, second),
+        difference,
+        vectorized=True,
+        confidence_level=CONFIDENCE,
+        n_resamples=RESAMPLES,
+        batch=max(1, min(RESAMPLES, _BATCH_NUMBERS // max(len(first), len(second)))),
+        method="percentile",
+        rng=np.random.default_rng(SEED),
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
+
+
+def _relative(difference: float) -> float:
+    """From a difference of logarithms to a relative change."""
+    return math.expm1(difference)

@@ -1,0 +1,97 @@
+"""A comparison in the terminal: what is wrong and why first, then every case's figures, then the notes."""
+
+import os
+import shutil
+import sys
+from typing import TYPE_CHECKING, Any, TextIO
+
+from .comparison import Comparison
+from .judging import UNCORRECTED, show_change
+from .statistics import Change
+from .text import clean, percent
+from .thresholds import TIME
+from .verdicts import COULD_NOT_JUDGE, CaseResult, Verdict
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+LEAST_WIDTH = 132
+STYLES = {
+    Verdict.IMPROVED: "green",
+    Verdict.PASS: "green",
+    Verdict.NEW: "cyan",
+    Verdict.AMBIGUOUS: "yellow",
+    Verdict.REGRESSED: "bold red",
+    Verdict.MISSING: "bold red",
+    Verdict.FAILED: "bold red",
+}
+COLUMNS = ("time [95 %]", "uncorrected", "peak memory", "ATen ops", "FLOPs")
+
+
+def print_comparison(comparison: Comparison, file: TextIO | None = None, *, colour: bool | None = None) -> None:
+    """Print to ``file`` (standard output), in colour where that is a terminal or ``colour`` says so."""
+    from rich.console import Console
+
+    file = file or sys.stdout
+    if hasattr(file, "reconfigure"):
+        file.reconfigure(errors="backslashreplace")  # a terminal in ASCII gets all but the arrows
+    console = Console(
+        file=file,
+        width=max(LEAST_WIDTH, shutil.get_terminal_size().columns),
+        force_terminal=colour,
+        no_color=colour is False or "NO_COLOR" in os.environ,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        soft_wrap=False,
+    )
+    style = "yellow" if comparison.exit_code == COULD_NOT_JUDGE else STYLES[comparison.verdict]
+    console.print(comparison.summary(), style=style)
+    console.print(f"BASE  {comparison.base}\nHEAD  {comparison.head}")
+    for case in comparison.by_badness():
+        if case.verdict is not Verdict.PASS:
+            _print_case(console, case)
+    console.print()
+    console.print(_table(comparison))
+    for case_id, finding in comparison.accepted():
+        console.print(f"accepted: {clean(case_id)}: {clean(finding.reason)}", style="cyan")
+    for note in comparison.notes:
+        console.print(f"note: {note}")
+
+
+def _print_case(console: "Console", case: CaseResult) -> None:
+    from rich.padding import Padding
+    from rich.text import Text
+
+    head = Text(f"{case.verdict:<10}", STYLES[case.verdict])
+    console.print(head.append(clean(case.id), "bold"))
+    for reason in case.reasons:
+        console.print(Padding(Text(reason), (0, 0, 0, 10)))
+
+
+def _table(comparison: Comparison) -> Any:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("case", overflow="fold")
+    for name in COLUMNS:
+        table.add_column(name, justify="right", no_wrap=True)
+    for case in comparison.by_badness():
+        verdict = Text(str(case.verdict), STYLES[case.verdict])
+        table.add_row(verdict, Text(clean(case.id, 80)), *map(Text, cells(case)))
+    return table
+
+
+def cells(case: CaseResult) -> list[str]:
+    """The figures of a case under ``COLUMNS``; nothing where there is none."""
+    time = case.finding(TIME)
+    texts = [""]
+    if time is not None and time.change is not None:
+        texts = [show_change(Change(time.change, time.low, time.high))]
+    for metric in (UNCORRECTED, "peak_memory_allocated_bytes", "aten_op_count", "flop_count"):
+        finding = case.finding(metric)
+        texts.append("" if finding is None or finding.change is None else percent(finding.change))
+    return texts

@@ -30,6 +30,8 @@ class Progress:
         self._title, self._rounds = title, 0
         self._last_write = time.monotonic()
         self.phase("starting")
+        if self._reporter is not None:
+            self._reporter.flush()
 
     def phase(self, name: str, rounds: int = 0) -> None:
         """A pass begins; with a number of rounds to come, if it has rounds."""

@@ -91,6 +91,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
             red=entry.outcome == "failed",
             yellow=entry.outcome == "skipped",
         )
+        reporter.flush()  # a log that is a pipe would otherwise show nothing for minutes
     return handled
 
 

@@ -192,7 +192,9 @@ def test_pytest_benchmark_compares(arguments: list[str], folder: Path, tmp_path:
 @pytest.mark.parametrize(
     ("broken", "outcomes"),
     [
-        ("parity", {"flash": ("failed", "ParityError: flash's logits are off by 0.01")}),
+        pytest.param(
+            "parity", {"flash": ("failed", "ParityError: flash's logits are off by 0.01")}, marks=pytest.mark.slow
+        ),
         pytest.param(
             "nan", {"flash": ("failed", "ParityError: flash gives NaN or infinite logits")}, marks=pytest.mark.slow
         ),
@@ -281,6 +283,9 @@ def test_a_case_names_itself_while_it_runs_long(tmp_path: Path, monkeypatch: pyt
 
         def write(self, text: str, *, flush: bool) -> None:
             written.append(text)
+
+        def flush(self) -> None:
+            pass
 
     class Plugins:
         def get_plugin(self, name: str) -> object:

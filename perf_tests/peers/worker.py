@@ -1,0 +1,151 @@
+"""An engine in a process of its own, which works only while it is asked to.
+
+Two pools of OpenMP threads in one process slow each other, and an idle pool that spins slows everybody. So every
+engine gets a process, whose pool sleeps between its rounds (``OMP_WAIT_POLICY``), and the parent asks one at a time.
+"""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from time import perf_counter
+from typing import NamedTuple, TypeVar
+
+from perf_tests.audio import first_line
+
+from .engines import Engine, Job, PeerError, Round
+
+T = TypeVar("T")
+
+# Of a worker's pool: sleep at once, and do not run on in the hope of more.
+ENVIRONMENT = {"OMP_WAIT_POLICY": "passive"}
+
+
+class Timed(NamedTuple):
+    """A round's seconds and tokens."""
+
+    seconds: float
+    tokens: list[int]
+
+
+class Process:
+    """A process that calls functions one after another. It starts with the first call."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")  # a forked child would inherit a pool of threads
+        self._pool = ProcessPoolExecutor(1, mp_context=context, initializer=_ignore_interrupt)
+
+    def call(self, function: Callable[..., T], *arguments: object) -> T:
+        """Call ``function`` there and wait.
+
+        Raises:
+            PeerError: it raised an error, or the process died.
+        """
+        with _environment():
+            future = self._pool.submit(_guard, function, *arguments)
+        try:
+            result, reason = future.result()
+        except BrokenProcessPool:
+            raise PeerError("its process died") from None
+        if reason is not None:
+            raise PeerError(reason)
+        answer: T = result
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+class Worker:
+    """An engine, loaded in a process of its own."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._process = Process()
+
+    def load(self, job: Job) -> None:
+        """Load the engine and run a round to warm it up.
+
+        Raises:
+            PeerError: it cannot take part.
+        """
+        self._process.call(_load, self.engine, job)
+
+    def time_round(self) -> Timed:
+        """Run one forced round of the first clip."""
+        return self._process.call(_time_round)
+
+    def transcribe(self, clip: int) -> list[int]:
+        """Tokens of a clip, as many as it takes."""
+        return self._process.call(_transcribe, clip)
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.close()
+
+
+def call_alone(function: Callable[..., T], *arguments: object) -> T:
+    """Call ``function`` in a process that ends with it.
+
+    Raises:
+        PeerError: it raised an error, or the process died.
+    """
+    process = Process()
+    try:
+        return process.call(function, *arguments)
+    finally:
+        process.close()
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    """The workers' environment while one starts: their libraries read it when they are loaded."""
+    before = {name: os.environ.get(name) for name in ENVIRONMENT}
+    os.environ.update(ENVIRONMENT)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+# What follows runs in the worker's process.
+
+_loaded: list[Round] = []
+
+
+def _ignore_interrupt() -> None:
+    """Leave Ctrl-C to the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _guard(function: Callable[..., T], *arguments: object) -> tuple[T | None, str | None]:
+    """The function's result, or the reason why there is none; not every error can travel between processes."""
+    try:
+        return function(*arguments), None
+    except PeerError as error:
+        return None, str(error)
+    except Exception as error:  # a peer's own; whatever it is, it is the row's reason
+        return None, first_line(error)
+
+
+def _load(engine: Engine, job: Job) -> None:
+    _loaded[:] = [engine.load(job)]
+    _loaded[0](0, True)
+
+
+def _time_round() -> Timed:
+    start = perf_counter()
+    tokens = _loaded[0](0, True)
+    return Timed(perf_counter() - start, tokens)
+
+
+def _transcribe(clip: int) -> list[int]:
+    return _loaded[0](clip, False)

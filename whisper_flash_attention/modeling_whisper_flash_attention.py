@@ -22,6 +22,17 @@ from .captured_decoding import GreedySession
 from .flash_attention import WhisperFlashAttention
 from .kv_cache import CacheShape, WhisperKVCache
 
+HUB_OPTIONS = (
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "proxies",
+    "revision",
+    "subfolder",
+    "token",
+)
+"""Arguments of `from_pretrained` that say where a checkpoint is found."""
+
 _layout_lock = threading.Lock()  # a model may decode in two threads, and only one may move its weights
 
 
@@ -77,6 +88,23 @@ class WhisperFlashAttentionForConditionalGeneration(WhisperForConditionalGenerat
                 module.__class__ = WhisperFlashAttention
             elif type(module) is WhisperEncoderLayer:
                 module.__class__ = WhisperFlashAttentionEncoderLayer
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a checkpoint, as the original does, but only one of Whisper.
+
+        Raises:
+            ValueError: The checkpoint is another model's; Transformers would load what fits and make up the rest.
+        """
+        if kwargs.get("config") is None and pretrained_model_name_or_path is not None:
+            options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+            config, _ = WhisperConfig.get_config_dict(pretrained_model_name_or_path, **options)
+            if (found := config.get("model_type", "whisper")) != "whisper":
+                raise ValueError(
+                    f"{pretrained_model_name_or_path} is a checkpoint of {found!r}; {cls.__name__} loads Whisper's, "
+                    "such as openai/whisper-tiny.en."
+                )
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @property
     def attention_backend(self) -> dict[str, str]:

@@ -88,9 +88,21 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *, causal: bool, dropout: 
     bias = causal_bias(ops, query.shape[2], key.shape[2]) if causal else None
     try:
         out: Tensor = ops.attention.memory_efficient_attention(*by_position, attn_bias=bias, p=dropout, scale=scale)
-    except NotImplementedError:  # its word for "no kernel takes these inputs": a head size, say
+    except NotImplementedError:  # its word for "no kernel takes these inputs"
+        say_no_kernel(query.shape[-1], query.dtype)
         return None
     return out.transpose(1, 2)
+
+
+@functools.cache
+def say_no_kernel(head_dim: int, dtype: torch.dtype) -> None:
+    """Warn, once for each kind of call, that xFormers cannot serve it."""
+    warnings.warn(
+        f"xFormers has no attention kernel for heads of {head_dim} features in {dtype}; "
+        "PyTorch's fused kernels serve such calls.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 
 def causal_bias(ops: Ops, queries: int, keys: int) -> Any | None:

@@ -99,13 +99,11 @@ class TransformersEngine:
         """See ``Engine``."""
         import numpy as np
         import torch
-        from transformers.utils import logging
 
         from perf_tests.models import Weights
         from perf_tests.plan import cpu_computes
 
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
+        quieten_transformers()
         torch.set_num_threads(job.threads)
         if self.dtype != "float32" and not cpu_computes(self.dtype):
             raise PeerError(f"this CPU (or its torch) cannot compute in {self.dtype}")
@@ -186,6 +184,7 @@ class OpenaiWhisperEngine:
         import numpy as np
         import torch
 
+        quieten_transformers()
         torch.set_num_threads(job.threads)
         model = build_openai_model(whisper, job.cell, job.weights)
         features = torch.from_numpy(np.load(job.features))
@@ -216,6 +215,14 @@ def build_openai_model(whisper: Any, cell: Cell, weights: str) -> Any:
     model = whisper.model.Whisper(whisper.model.ModelDimensions(**openai_dimensions(source.config)))
     model.load_state_dict(openai_state_dict(source.state_dict()))
     return model.eval()
+
+
+def quieten_transformers() -> None:
+    """No messages and no bars of Transformers in this process."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def import_peer(module: str, distribution: str) -> Any:

@@ -22,6 +22,7 @@ from perf_tests.subject import Place, Subject, make_features
 from perf_tests.vocabulary import vocabulary_of
 
 from .bars import METRICS, Row, Work
+from .tokens import find_first_difference
 
 IMPLEMENTATIONS = ("original", "flash")
 # Operators are counted for two lengths: their difference is what the tokens cost, without encoder and set-up.
@@ -135,16 +136,6 @@ def measure_row(row: Row, workshop: Workshop, rounds: int | None) -> Result:
         return Result(row, reason=str(error).strip().splitlines()[0])
 
 
-def find_difference(tokens: list[int], reference: list[int]) -> int | None:
-    """The first place where ``tokens`` are not the reference's; ``None`` where they are the same."""
-    if tokens == reference:
-        return None
-    pairs = zip(tokens, reference, strict=False)
-    return next(
-        (index for index, (ours, theirs) in enumerate(pairs) if ours != theirs), min(len(tokens), len(reference))
-    )
-
-
 def _measure_time(row: Row, workshop: Workshop, rounds: int) -> Result:
     with (
         workshop.borrow("original", row.work, row.dtype) as original,
@@ -172,13 +163,13 @@ def _measure_time(row: Row, workshop: Workshop, rounds: int) -> Result:
 
 def _measure_memory(row: Row, workshop: Workshop, rounds: int) -> Result:
     """One profiled round of each, alone: the figure repeats to the last byte."""
-    peaks: list[int] = []
+    peaks: list[float] = []
     tokens: list[list[list[int]]] = []
     for name in IMPLEMENTATIONS:
         with workshop.borrow(name, row.work, row.dtype) as subject:
             peaks.append(measure_memory(subject).peak_allocated)
             tokens.append(subject.generate().tolist())
-    return _exact(row, *peaks, _first_difference(*tokens))
+    return _exact(row, peaks, find_first_difference(tokens[1], tokens[0]))
 
 
 def _measure_operators(row: Row, workshop: Workshop, rounds: int) -> Result:
@@ -193,19 +184,14 @@ def _measure_operators(row: Row, workshop: Workshop, rounds: int) -> Result:
                 subject.arguments = vocabulary.generate_arguments(length)
                 counts.append(count_round(subject).aten_ops)
             costs.append((counts[0] - counts[1]) / (row.work.new_tokens - FEWER_TOKENS))
-    return _exact(row, *costs, _first_difference(*tokens))
+    return _exact(row, costs, find_first_difference(tokens[1], tokens[0]))
 
 
-def _exact(row: Row, original: float, flash: float, difference: int | None) -> Result:
+def _exact(row: Row, values: list[float], difference: int | None) -> Result:
+    original, flash = values
     ratio = Estimate(flash / original, None, None)
     return Result(row, ratio=ratio, original=original, flash=flash, first_difference=difference)
 
 
 def _compare_tokens(original: Subject, flash: Subject) -> int | None:
-    return _first_difference(original.generate().tolist(), flash.generate().tolist())
-
-
-def _first_difference(reference: list[list[int]], tokens: list[list[int]]) -> int | None:
-    """The earliest place in which any entry of the batch differs."""
-    places = [find_difference(ours, theirs) for ours, theirs in zip(tokens, reference, strict=True)]
-    return min((place for place in places if place is not None), default=None)
+    return find_first_difference(flash.generate().tolist(), original.generate().tolist())

@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from time import perf_counter
-from typing import NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar, cast
 
 from perf_tests.audio import first_line
 
@@ -31,6 +31,13 @@ class Timed(NamedTuple):
     tokens: list[int]
 
 
+class Answer(NamedTuple, Generic[T]):
+    """What a function returned in the other process, or the reason why it did not."""
+
+    result: T | None
+    reason: str | None
+
+
 class Process:
     """A process that calls functions one after another. It starts with the first call."""
 
@@ -47,13 +54,12 @@ class Process:
         with _environment():
             future = self._pool.submit(_guard, function, *arguments)
         try:
-            result, reason = future.result()
+            answer: Answer[T] = future.result()
         except BrokenProcessPool:
             raise PeerError("its process died") from None
-        if reason is not None:
-            raise PeerError(reason)
-        answer: T = result
-        return answer
+        if answer.reason is not None:
+            raise PeerError(answer.reason)
+        return cast(T, answer.result)
 
     def close(self) -> None:
         """End the process."""
@@ -126,14 +132,14 @@ def _ignore_interrupt() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _guard(function: Callable[..., T], *arguments: object) -> tuple[T | None, str | None]:
-    """The function's result, or the reason why there is none; not every error can travel between processes."""
+def _guard(function: Callable[..., T], *arguments: object) -> Answer[T]:
+    """Call ``function``; its error becomes one line, since not every error can travel between processes."""
     try:
-        return function(*arguments), None
+        return Answer(function(*arguments), None)
     except PeerError as error:
-        return None, str(error)
+        return Answer(None, str(error))
     except Exception as error:  # a peer's own; whatever it is, it is the row's reason
-        return None, first_line(error)
+        return Answer(None, first_line(error))
 
 
 def _load(engine: Engine, job: Job) -> None:

@@ -1,0 +1,229 @@
+"""``python -m perf_tests peers``: the rows with their bars, and the contest with the peers, on this CPU."""
+
+import argparse
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from rich.console import Console
+
+from perf_tests.audio import Speech, load_speech
+from perf_tests.cases import CHECKPOINTS, Cell
+from perf_tests.plan import SYNTHETIC, WEIGHTS, BadInputError, check_dataset
+
+from .bars import ROWS
+
+if TYPE_CHECKING:
+    from .contest import Entry
+    from .rows import Result
+
+SCHEMA_VERSION = 1
+PARTS = ("rows", "contest")
+NEW_TOKENS = 25
+CONTEST_ROUNDS = 20
+# As many clips as the largest batch of the rows; speech is checked on fewer.
+CLIPS = 16
+CHECKED_CLIPS = 4
+LEAST_WIDTH = 132
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of exiting."""
+        raise BadInputError(message)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command.
+
+    Returns:
+        0; 1 where a bar is missed, a row could not be measured, or float32 tokens are not the original's;
+        2 for bad input.
+    """
+    errors = Console(stderr=True, highlight=False)
+    try:
+        options = parse(arguments)
+        return run(options, lambda line: errors.print(f"peers: {line}", markup=False))
+    except BadInputError as error:
+        errors.print(f"peers: {error}", markup=False, soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        errors.print("peers: interrupted")
+        return 130
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse and check the options.
+
+    Raises:
+        BadInputError: with one line for the user.
+    """
+    parser = Parser(prog="python -m perf_tests peers", description=__doc__, allow_abbrev=False)
+    parser.add_argument(
+        "--checkpoint", action="append", metavar="NAME", help="of the contest, repeatable; the default is tiny.en"
+    )
+    parser.add_argument("--weights", choices=WEIGHTS, default="random", help="pretrained ones come from the Hub")
+    parser.add_argument("--dataset", metavar="DIR", default=SYNTHETIC, help="speech; the default is made here")
+    parser.add_argument("--rounds", type=int, metavar="N", help="rounds of each row and of the contest")
+    parser.add_argument("--only", choices=PARTS, help="run one part")
+    parser.add_argument("--json", type=Path, metavar="F", help="save all of it")
+    options = parser.parse_args(arguments)
+    options.checkpoint = list(dict.fromkeys(options.checkpoint or ["tiny.en"]))
+    for name in options.checkpoint:
+        if name not in CHECKPOINTS:
+            raise BadInputError(f"--checkpoint: {name!r} is unknown; choose from {', '.join(CHECKPOINTS)}")
+    if options.rounds is not None and options.rounds < 1:
+        raise BadInputError(f"--rounds: {options.rounds} is too few; give at least 1 round")
+    if options.json is not None:
+        _check_writable(options.json)
+    try:
+        check_dataset(options.dataset)
+    except BadInputError as error:
+        raise _as_typed(error) from None
+    return options
+
+
+def run(options: argparse.Namespace, tell: Callable[[str], None]) -> int:
+    """Measure, print and save.
+
+    Raises:
+        BadInputError: the speech or the pretrained weights cannot be had.
+    """
+    import torch
+
+    from perf_tests.machine import describe_machine
+
+    from .engines import quieten_transformers
+
+    quieten_transformers()
+    try:
+        speech = load_speech(options.dataset, CLIPS)
+    except BadInputError as error:
+        raise _as_typed(error) from None
+    decode = make_decoder(options.checkpoint[0]) if options.weights == "pretrained" else None
+    results = measure_rows(options, speech, tell) if options.only != "contest" else []
+    entries: list[Entry] = []
+    for checkpoint in options.checkpoint if options.only != "rows" else ():
+        with tempfile.TemporaryDirectory() as folder:
+            entries += contend(checkpoint, options, speech, Path(folder), tell)
+    record = {
+        "schema_version": SCHEMA_VERSION,
+        "weights": options.weights,
+        "audio": speech.name,
+        "machine": describe_machine("cpu"),
+        "rows": [result.record() for result in results],
+        "peers": [entry.record(decode) for entry in entries],
+    }
+    if options.json is not None:
+        options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    show(results, entries, options.weights, decode, f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    return judge(results, entries)
+
+
+def measure_rows(options: argparse.Namespace, speech: Speech, tell: Callable[[str], None]) -> "list[Result]":
+    """All rows, one after another."""
+    from .rows import Workshop, measure_row
+
+    workshop = Workshop(options.weights, speech)
+    results = []
+    for number, row in enumerate(ROWS, 1):
+        tell(f"[{number}/{len(ROWS)}] {row.name}")
+        results.append(measure_row(row, workshop, options.rounds))
+    return results
+
+
+def contend(
+    checkpoint: str, options: argparse.Namespace, speech: Speech, folder: Path, tell: Callable[[str], None]
+) -> "list[Entry]":
+    """The contest of one checkpoint, of all its layers.
+
+    Raises:
+        BadInputError: the original cannot run.
+    """
+    import numpy as np
+    import torch
+
+    from perf_tests.subject import make_features
+
+    from .contest import hold_contest
+    from .engines import Job, PeerError
+
+    cell = Cell(checkpoint, CHECKPOINTS[checkpoint].decoder_layers, "batched")
+    job = Job(cell, options.weights, NEW_TOKENS, torch.get_num_threads(), folder)
+    clips = min(CHECKED_CLIPS, len(speech.clips))
+    np.save(job.features, make_features(cell, speech)[:clips].numpy())
+    # Only real weights make text of real speech.
+    checked = clips if options.weights == "pretrained" and speech.name != SYNTHETIC else 0
+    try:
+        return hold_contest(job, options.rounds or CONTEST_ROUNDS, checked, lambda line: tell(f"{checkpoint}: {line}"))
+    except PeerError as error:
+        raise BadInputError(str(error)) from None
+
+
+def make_decoder(checkpoint: str) -> Callable[[list[int]], str]:
+    """What makes text of tokens.
+
+    Raises:
+        BadInputError: the tokenizer cannot be had.
+    """
+    from transformers import WhisperTokenizer
+
+    name = CHECKPOINTS[checkpoint].hub_id
+    try:
+        tokenizer = WhisperTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BadInputError(f"{name} is neither in the Hub's cache nor to be had: {reason}") from None
+
+    def decode(tokens: list[int]) -> str:
+        text: Any = tokenizer.decode(tokens, skip_special_tokens=True)
+        return str(text).strip()
+
+    return decode
+
+
+def show(
+    results: "Sequence[Result]",
+    entries: "Sequence[Entry]",
+    weights: str,
+    decode: Callable[[list[int]], str] | None,
+    versions: str,
+) -> None:
+    """Print the tables."""
+    from perf_tests.terminal import describe_cpu
+
+    from .tables import print_contest, print_rows, print_transcripts
+
+    console = Console()
+    console.width = max(LEAST_WIDTH, console.width)
+    console.print(f"{describe_cpu(len(os.sched_getaffinity(0)))}, {versions}", highlight=False)
+    if results:
+        print_rows(results, console)
+    print_contest(entries, weights, console)
+    if decode is not None:
+        print_transcripts(entries, decode, console)
+
+
+def judge(results: "Sequence[Result]", entries: "Sequence[Entry]") -> int:
+    """The exit code: 1 where a bar is missed or unmeasured, or flash's float32 tokens are not the original's."""
+    missed = any(not result.met for result in results)
+    unlike = any(result.row.dtype == "float32" and result.first_difference is not None for result in results)
+    ours = [entry for entry in entries if entry.engine.name == "flash" and entry.control == "float32"]
+    return int(missed or unlike or any(entry.ratio is None or entry.first_difference is not None for entry in ours))
+
+
+def _check_writable(path: Path) -> None:
+    if path.is_dir() or not path.parent.is_dir():
+        raise BadInputError(f"--json {path}: {'a folder' if path.is_dir() else 'there is no such folder'}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise BadInputError(f"--json {path}: not writable")
+
+
+def _as_typed(error: BadInputError) -> BadInputError:
+    """The suite's message, with this command's name of the option."""
+    return BadInputError(str(error).replace("--perf-dataset", "--dataset"))

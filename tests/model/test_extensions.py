@@ -120,6 +120,16 @@ def test_rows_end_one_after_the_other(scored: bool, pair: Pair) -> None:
     assert_same(outputs[1], outputs[0])
 
 
+@pytest.mark.parametrize("options", [{"suppress_tokens": [EOS, 13]}, {"min_new_tokens": 16}], ids=str)
+def test_processor_that_allows_the_end_again(options: dict[str, Any], pair: Pair) -> None:
+    """The end of sequence was forbidden by what comes before it in the list."""
+    outputs = [
+        model.generate(mel_features(3), max_new_tokens=16, logits_processor=[EndingProcessor(begin=2)], **options)
+        for model in pair
+    ]
+    assert_same(outputs[1], outputs[0])
+
+
 def test_processor_that_raises(pair: Pair) -> None:
     """Its own exception comes out, and the model works as before."""
 

@@ -13,6 +13,7 @@ from .tiny import (
     SOURCE_POSITIONS,
     START,
     TARGET_POSITIONS,
+    WINDOW,
     Pair,
     make_pair,
     mel_features,
@@ -84,6 +85,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "no cache": {"max_new_tokens": 10, "use_cache": False},
     "dynamic cache": {"max_new_tokens": 10, "cache_implementation": "dynamic"},
     "static cache": {"max_new_tokens": 10, "cache_implementation": "static"},
+    "attention mask": {"max_new_tokens": 10, "attention_mask": torch.ones(3, WINDOW, dtype=torch.long)},
     "allowed words": {"max_new_tokens": 10, "prefix_allowed_tokens_fn": lambda row, ids: [5, 6, 7 + row]},
 }
 

@@ -154,6 +154,63 @@ def test_threads(names: list[str], pair: Pair) -> None:
             assert_same(output, expected[name], path=name)
 
 
+def test_threads_restore_the_implementation(pair: Pair) -> None:
+    """A call that begins while another has switched to eager attention must not switch back to that at its end."""
+    before = pair.flash.config._attn_implementation
+    begun, ended = threading.Event(), threading.Event()
+
+    def plain_step(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        begun.set()
+        assert ended.wait(30)
+        return scores
+
+    def words_step(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if not futures:
+            futures.append(pool.submit(pair.flash.generate, mel_features(1), logits_processor=[plain_step]))
+            assert begun.wait(30)
+        return scores
+
+    futures: list[Any] = []
+    with ThreadPoolExecutor(1) as pool:
+        pair.flash.generate(
+            mel_features(1), max_new_tokens=3, logits_processor=[words_step], return_token_timestamps=True
+        )
+        ended.set()
+        futures[0].result(60)
+    assert pair.flash.config._attn_implementation == before
+
+
+def test_asked_for_implementation_stays(pair: Pair) -> None:
+    for model in pair:
+        model.set_attn_implementation("eager")
+    for name in ("greedy", "words", "scores"):
+        assert_same(CALLS[name](pair.flash), CALLS[name](pair.original), path=name)
+        assert pair.flash.config._attn_implementation == "eager"
+
+
+def test_another_model_inside_a_processor() -> None:
+    """Its encoder states are not taken for those of the model that is generating."""
+    first, second = make_pair(multilingual=True), make_pair(multilingual=True, seed=8)
+    outputs = []
+    for model, other in zip(first, second, strict=True):
+
+        def processor(input_ids: torch.Tensor, scores: torch.Tensor, other: Any = other) -> torch.Tensor:
+            other.detect_language(mel_features(2))
+            return scores
+
+        torch.manual_seed(1)
+        outputs.append(
+            model.generate(
+                mel_features(2),
+                max_new_tokens=8,
+                logits_processor=[processor],
+                temperature=(0.0, 0.3, 0.6),
+                logprob_threshold=1e9,  # never reached: every temperature is tried
+            )
+        )
+    assert_same(outputs[1], outputs[0])
+
+
 def test_generate_inside_a_processor(pair: Pair) -> None:
     """A call within a call, on the same model."""
 

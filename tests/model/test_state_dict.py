@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_model
 from transformers import AutoModelForSpeechSeq2Seq, WhisperForConditionalGeneration
 
 from whisper_flash_attention import WhisperFlashAttentionForConditionalGeneration
@@ -123,6 +123,43 @@ def test_pretrained_round_trip(writer: str, reader: type, history, tmp_path: Pat
     )
 
 
+SAVERS = {
+    "torch": lambda model, folder: torch.save(model.state_dict(), folder / "model.bin"),
+    "safetensors": lambda model, folder: save_model(model, str(folder / "model.safetensors")),
+    "accelerate": lambda model, folder: accelerate_save(model, folder),
+}
+
+
+def accelerate_save(model: torch.nn.Module, folder: Path) -> None:
+    accelerate = pytest.importorskip("accelerate", reason="saving through accelerate needs it")
+    accelerate.Accelerator(cpu=True).save_model(model, str(folder))
+
+
+@pytest.mark.parametrize("saver", list(SAVERS))
+def test_other_ways_of_saving(saver: str, pair: Pair, history, tmp_path: Path) -> None:
+    """Tools that look for shared storage take parts of one for copies of each other, and drop them."""
+    history(pair.flash)
+    contents = []
+    for name, model in (("original", pair.original), ("flash", pair.flash)):
+        (tmp_path / name).mkdir()
+        SAVERS[saver](model, tmp_path / name)
+        (file,) = (tmp_path / name).iterdir()
+        contents.append(load_file(file) if file.suffix == ".safetensors" else torch.load(file))
+    assert_same(contents[1], contents[0], EXACT)
+
+
+def test_flattened_parameters(pair: Pair, history) -> None:
+    """Their `view(-1)` needs contiguous parameters, as the original's are."""
+    history(pair.flash)
+    flash, original = (
+        torch.nn.utils.parameters_to_vector(model.parameters()).detach() for model in (pair.flash, pair.original)
+    )
+    assert torch.equal(flash, original)
+    for model in pair:
+        torch.nn.utils.vector_to_parameters(0.9 * original, model.parameters())
+    assert_same_tokens(pair)
+
+
 def test_saved_config_names_no_private_kernel(pair: Pair, history, tmp_path: Path) -> None:
     """A folder that ours wrote must load in an environment that has never heard of us."""
     history(pair.flash)
@@ -166,12 +203,21 @@ def test_attention_implementation_can_be_asked_for(implementation: str, pair: Pa
     assert_same_tokens(Pair(pair.original, flash.eval()))
 
 
-@pytest.mark.parametrize("convert", ["half", "to", "bfloat16"])
+CONVERSIONS = {
+    "half": lambda model: model.half(),
+    "bfloat16": lambda model: model.bfloat16(),
+    "to": lambda model: model.to(torch.bfloat16),
+    "double": lambda model: model.double(),
+    "each part": lambda model: [part.bfloat16() for part in (model.model.encoder, model.model.decoder, model.proj_out)],
+}
+
+
+@pytest.mark.parametrize("convert", list(CONVERSIONS))
 def test_converted_after_generate(convert: str, history) -> None:
     pair = make_pair()
     history(pair.flash)
     for model in pair:
-        getattr(model, convert)(*([torch.bfloat16] if convert == "to" else []))
+        CONVERSIONS[convert](model)
     assert_same_state(pair.flash, pair.original)
     features = mel_features(1, dtype=pair.flash.dtype)
     assert pair.flash.generate(features, max_new_tokens=TOKENS).shape[0] == 1

@@ -50,6 +50,7 @@ def assert_change_is_seen(pair: Pair, change: Callable[[nn.Module], None]) -> No
     for _ in range(2):  # the second round changes what the first has derived
         for model in pair:
             change(model)
+            model.eval()  # modules are made in training mode, which would itself be seen
         after = generated(pair.original)
         assert any(not torch.equal(a, b) for a, b in zip(before["scores"], after["scores"], strict=False))
         assert_same(plain(pair.flash), plain(pair.original))
@@ -143,6 +144,36 @@ def test_module_wrapped(pair: Pair, name: str) -> None:
     def change(model: nn.Module) -> None:
         owner, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(owner), attribute, Halved(model.get_submodule(name)))
+
+    assert_change_is_seen(pair, change)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.decoder.layers.0.fc1", "model.decoder.layers.1.self_attn.k_proj", "model.encoder.layers.0.fc2"]
+)
+def test_parametrised(pair: Pair, name: str) -> None:
+    """A weight that is computed anew at each access."""
+
+    class Doubled(nn.Module):
+        def forward(self, weight: torch.Tensor) -> torch.Tensor:
+            return 2 * weight
+
+    def change(model: nn.Module) -> None:
+        nn.utils.parametrize.register_parametrization(model.get_submodule(name), "weight", Doubled())
+
+    assert_change_is_seen(pair, change)
+
+
+@pytest.mark.parametrize("name", ["model.decoder.layers.0.encoder_attn_layer_norm", "model.decoder.layer_norm"])
+def test_norm_replaced_around_its_weights(pair: Pair, name: str) -> None:
+    """Another module with another epsilon; the parameters are the same objects."""
+
+    def change(model: nn.Module) -> None:
+        owner, _, attribute = name.rpartition(".")
+        old = model.get_submodule(name)
+        new = nn.LayerNorm(old.normalized_shape, eps=10 * old.eps + 0.1)
+        new.weight, new.bias = old.weight, old.bias
+        setattr(model.get_submodule(owner), attribute, new)
 
     assert_change_is_seen(pair, change)
 

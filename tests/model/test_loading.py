@@ -11,7 +11,7 @@ from whisper_flash_attention import WhisperFlashAttentionForConditionalGeneratio
 def test_checkpoint_of_another_model(tmp_path: Path) -> None:
     config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)
     BertModel(config).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="is a checkpoint of 'bert'; .* loads Whisper's"):
+    with pytest.raises(ValueError, match=r"is a checkpoint of 'bert'; .* loads Whisper's"):
         WhisperFlashAttentionForConditionalGeneration.from_pretrained(tmp_path)
 
 

@@ -6,24 +6,39 @@ could not be judged.
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from perf_tests.plan import BadInputError
 
 from .arguments import make_parser, percentage, run_command
-from .comparison import Comparison, compare_runs
+from .comparison import compare_runs
 from .config import Config, find_config, read_config
 from .pairs import ALLOWABLE, check_allowed
 from .references import FORMS, locate, storage_path
-from .runs import read_run
+from .runs import parse_document, read_bytes, read_run
 from .store import write_file
 from .text import clean
 from .thresholds import DEFAULTS, KINDS, TIME, Rules
+from .verdicts import COULD_NOT_JUDGE
 
 
 def main(arguments: list[str]) -> int:
     """Run the command; return its exit code."""
-    return run_command("compare", lambda: _compare(_parse(arguments)))
+
+    def run() -> int:
+        options = _parse(arguments)
+        outputs = [path for path in (options.json, options.markdown) if path is not None]
+        _check_outputs(outputs)
+        try:
+            return _compare(options)
+        except BadInputError as error:
+            if options.json is not None:  # or an older verdict would be taken for this one
+                _write_json(options.json, refusal(error))
+            raise
+
+    return run_command("compare", run)
 
 
 def make_rules(options: argparse.Namespace, config: Config) -> Rules:
@@ -37,14 +52,22 @@ def make_rules(options: argparse.Namespace, config: Config) -> Rules:
     )
 
 
-def write_json(path: Path, comparison: Comparison) -> None:
-    """Write ``--json``; strict JSON in ASCII."""
-    write_file(path, (json.dumps(comparison.to_json(), indent=2, allow_nan=False) + "\n").encode())
+def refusal(error: BadInputError) -> dict[str, Any]:
+    """What ``--json`` holds where the runs could not be compared."""
+    return {"verdict": "REFUSED", "exit_code": COULD_NOT_JUDGE, "notes": [clean(error, 2000)], "cases": []}
+
+
+def _write_json(path: Path, report: Mapping[str, Any]) -> None:
+    """Strict JSON in ASCII."""
+    write_file(path, (json.dumps(report, indent=2, allow_nan=False) + "\n").encode())
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = make_parser(
-        "compare", "Compare two saved runs of the suite, case by case: time, memory, counters, parity."
+    parser = make_parser("compare", "Compare two saved runs, case by case: time, memory, counters, parity.")
+    parser.epilog = (
+        "Ends with 0 where nothing got worse, with 1 where something did or is missing, with 2 where that could not be"
+        " judged. Runs of unlike machines are refused; their exact numbers compare all the same with"
+        " --only memory --only counters --only parity."
     )
     add = parser.add_argument
     add("base", metavar="BASE", help=FORMS)
@@ -54,9 +77,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("--strict", action="store_true", help="AMBIGUOUS ends with 1 too")
     add("--only", action="append", choices=KINDS, metavar="KIND", help=f"judge only this one of {', '.join(KINDS)}")
     add("--allow", action="append", default=[], metavar="KEY", help=f"may differ: {', '.join(ALLOWABLE)}")
-    what = {TIME: "slower, by the control's measure", "memory": "more memory", "counters": "more operations"}
+    what = {TIME: "slower than this by the control's measure", "memory": "growth above this", "counters": "the same"}
     for kind, default in DEFAULTS.items():
-        text = f"{what[kind]} than this is a regression (default: {100 * default:g}%%)"
+        text = f"{what[kind]} is a regression (default: {100 * default:g})"
         add(f"--{kind}-threshold", type=percentage, metavar="PERCENT", help=text)
     add("--config", type=Path, metavar="FILE", help="another pyproject.toml with a [tool.perf_tests] table")
     return parser.parse_args(arguments)
@@ -67,13 +90,11 @@ def _compare(options: argparse.Namespace) -> int:
     rules = make_rules(options, read_config(options.config or find_config()))
     storage = storage_path(options.storage)
     base_at, head_at = (locate(reference, storage) for reference in (options.base, options.head))
-    outputs = [path for path in (options.json, options.markdown) if path is not None]
-    _check_outputs(outputs, [base_at.path, head_at.path])
     timed = TIME in rules.kinds
     base, head = (read_run(found.path, found.name, timed=timed) for found in (base_at, head_at))
     comparison = compare_runs(base, head, rules, allow=options.allow, base_chosen=base_at.chosen, strict=options.strict)
     if options.json is not None:
-        write_json(options.json, comparison)
+        _write_json(options.json, comparison.to_json())
     if options.markdown is not None:
         from .markdown import to_markdown
 
@@ -84,10 +105,24 @@ def _compare(options: argparse.Namespace) -> int:
     return comparison.exit_code
 
 
-def _check_outputs(outputs: list[Path], inputs: list[Path]) -> None:
-    """A slip of the keyboard must not cost a run."""
-    taken = {path.resolve() for path in inputs}
+def _check_outputs(outputs: list[Path]) -> None:
+    """A slip of the keyboard must not cost a run.
+
+    Raises:
+        BadInputError: an output is a saved run, a folder, or both outputs are one file.
+    """
     for path in outputs:
-        if path.resolve() in taken:
-            raise BadInputError(f"{clean(path)}: is a run or another output; write the report somewhere else")
-        taken.add(path.resolve())
+        if path.is_dir():
+            raise BadInputError(f"{clean(path)}: a folder; give a file to write the report to")
+        if path.is_file() and _is_run(path):
+            raise BadInputError(f"{clean(path)}: a saved run; write the report somewhere else")
+    if len({path.resolve() for path in outputs}) < len(outputs):
+        raise BadInputError("--json and --markdown: the same file twice")
+
+
+def _is_run(path: Path) -> bool:
+    try:
+        parse_document(read_bytes(path), path)
+    except BadInputError:
+        return False
+    return True

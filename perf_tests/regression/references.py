@@ -62,6 +62,8 @@ def locate(reference: str, storage: Path) -> Located:
         found = [run for run in saved_runs(storage) if run.number == int(reference)]
         if found:
             return _only(reference, found)
+        if not _COMMIT.fullmatch(reference):
+            raise BadInputError(f"{reference}: no run of such a number in {clean(storage)}")
     if _COMMIT.fullmatch(reference):
         return _by_commit(reference, storage)
     if is_name(reference):

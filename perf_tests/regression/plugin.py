@@ -78,9 +78,9 @@ def read_gate(name: str) -> Gate:
     return Gate(baseline, Rules(patterns=config.thresholds, accepted=config.accepted))
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Refuse another machine's baseline before an hour of measuring."""
+    """Refuse another machine's baseline before an hour of measuring, and before there is a journal of it."""
     config = session.config
     if GATE not in config.stash or not any(map(is_perf_item, session.items)):
         return

@@ -27,7 +27,7 @@ CONTEST_ROUNDS = 20
 # As many clips as the largest batch of the rows; speech is checked on fewer.
 CLIPS = 16
 CHECKED_CLIPS = 4
-LEAST_WIDTH = 132
+LEAST_WIDTH = 160
 
 
 class Parser(argparse.ArgumentParser):

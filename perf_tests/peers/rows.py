@@ -1,6 +1,8 @@
 """Measuring the rows: original and flash in one process, round by round in turn."""
 
 import gc
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from statistics import median
@@ -167,9 +169,25 @@ def _measure_memory(row: Row, workshop: Workshop, rounds: int) -> Result:
     tokens: list[list[list[int]]] = []
     for name in IMPLEMENTATIONS:
         with workshop.borrow(name, row.work, row.dtype) as subject:
-            peaks.append(measure_memory(subject).peak_allocated)
+            with _silence():
+                memory = measure_memory(subject)
+            peaks.append(memory.peak_allocated)
             tokens.append(subject.generate().tolist())
     return _exact(row, peaks, find_first_difference(tokens[1], tokens[0]))
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep the profiler's own lines off the terminal: it writes them past Python."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _measure_operators(row: Row, workshop: Workshop, rounds: int) -> Result:

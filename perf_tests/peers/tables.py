@@ -20,11 +20,12 @@ FORMATS: dict[str, Callable[[float], str]] = {
     "memory": lambda count: format_bytes(round(count)),
     "operators": lambda count: f"{count:g}",
 }
+LABELS = {"time": "time", "memory": "peak memory", "operators": "operators per token"}
 
 
 def print_rows(results: "Sequence[Result]", console: Console) -> None:
     """The rows, each with its bar, and a line on how many are met."""
-    table = _table("this model against the original", "row", "dtype")
+    table = _table("this model against the original", "", "row", "dtype")
     for name in ("original", "flash", "flash / original [95 %]", "bar"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("met", no_wrap=True)
@@ -34,9 +35,9 @@ def print_rows(results: "Sequence[Result]", console: Console) -> None:
         row = result.row
         if metric is not None and row.metric != metric:
             table.add_section()
+        first = row.metric != metric
         metric = row.metric
-        label = row.work.name if metric != "operators" else f"{row.work.name}: per token"
-        start = [f"{metric}: {label}", row.dtype]
+        start = [LABELS[metric] if first else "", row.work.name, row.dtype]
         if result.ratio is None or result.original is None or result.flash is None:
             table.add_row(*start, "", "", "", f"{row.bar:.2f}", "-", result.reason)
             continue

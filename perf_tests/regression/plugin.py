@@ -85,7 +85,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if GATE not in config.stash or not any(map(is_perf_item, session.items)):
         return
     benchmarks: Any = config._benchmarksession  # type: ignore[attr-defined]  # pytest-benchmark's, on purpose
-    unlike = differences(config.stash[GATE].baseline.machine_info, benchmarks.get_machine_info())
+    # As it will be saved: torch's version, say, is no plain text before.
+    machine_info = json.loads(safe_dumps(benchmarks.get_machine_info()))  # type: ignore[no-untyped-call]
+    unlike = differences(config.stash[GATE].baseline.machine_info, machine_info)
     if unlike:
         name = config.getoption("perf_fail_on")
         raise pytest.UsageError(f"{OPTION} {name}: made on an unlike machine: {', '.join(map(str, unlike))}")

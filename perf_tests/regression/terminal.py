@@ -66,7 +66,7 @@ def _print_case(console: "Console", case: CaseResult) -> None:
     head = Text(f"{case.verdict:<10}", STYLES[case.verdict])
     console.print(head.append(clean(case.id), "bold"))
     for reason in case.reasons:
-        console.print(Padding(Text(reason), (0, 0, 0, 10)))
+        console.print(Padding(Text(reason), (0, 0, 0, 10), expand=False))
 
 
 def _table(comparison: Comparison) -> Any:

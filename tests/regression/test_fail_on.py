@@ -20,6 +20,7 @@ CONFTEST = f"""
 def pytest_benchmark_update_machine_info(machine_info):
     machine_info.clear()
     machine_info.update({MACHINE!r})
+    machine_info["torch"] = type("TorchVersion", (str,), {{}})(machine_info["torch"])  # as torch's is
 """
 # Rounds take what a clock reads; the control is made up, in a fixed ratio to them.
 STAND_IN = """

@@ -8,9 +8,10 @@ from transformers import DynamicCache, EncoderDecoderCache
 from transformers.models.whisper.modeling_whisper import WhisperAttention
 
 from whisper_flash_attention import WhisperFlashAttention
+from whisper_flash_attention.flash_attention import ATTENTION_NAME
 
-from .compare import assert_close, assert_half_close, cache_tensors
-from .tiny import spread_weights, tiny_config
+from .compare import assert_close, assert_half_close, assert_same, cache_tensors
+from .tiny import EOS, decoder_tokens, make_pair, mel_features, spread_weights, tiny_config
 
 BATCH = 2
 
@@ -287,3 +288,22 @@ def test_dropout_has_the_right_mean_and_spread() -> None:
     scale = original.std(1).mean()
     assert (flash.mean(1) - expected).abs().mean() < 4 * scale / 400**0.5
     torch.testing.assert_close(flash.std(1).mean(), scale, rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize("cls", [0, 1], ids=["original", "flash"])
+def test_registered_under_its_name(cls: int) -> None:
+    """Any model can ask for it, Transformers' own class too; and padding masks are made for it, not dropped."""
+    pair = make_pair()
+    tokens = decoder_tokens(2, 6)
+    tokens[1, :3] = EOS
+    inputs = {"decoder_input_ids": tokens, "decoder_attention_mask": (tokens != EOS).long()}
+    expected = pair.original(mel_features(2), **inputs).logits
+    model = pair[cls]
+    model.set_attn_implementation(ATTENTION_NAME)
+    assert_close(model(mel_features(2), **inputs).logits, expected)
+    assert_close(
+        model(mel_features(2), decoder_input_ids=tokens).logits,
+        pair[1 - cls](mel_features(2), decoder_input_ids=tokens).logits,
+    )
+    tokens = [each.generate(mel_features(2), max_new_tokens=6) for each in (model, pair[1 - cls])]
+    assert_same(tokens[0], tokens[1])

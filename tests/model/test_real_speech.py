@@ -101,7 +101,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "static cache": {"cache_implementation": "static", "max_new_tokens": 40},
     "fallback": {
         "return_timestamps": True,
-        "temperature": (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
+        "temperature": (0.0, 0.4, 0.8),
+        "max_new_tokens": 100,  # hot ones ramble on to the last position
         "compression_ratio_threshold": 1.35,
         "logprob_threshold": -1.0,
         "no_speech_threshold": 0.6,

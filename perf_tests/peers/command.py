@@ -105,23 +105,24 @@ def run(options: argparse.Namespace, tell: Callable[[str], None]) -> int:
         speech = load_speech(options.dataset, CLIPS)
     except BadInputError as error:
         raise _as_typed(error) from None
-    decode = make_decoder(options.checkpoint[0]) if options.weights == "pretrained" else None
+    # Only real weights make text of speech.
+    decoders = {name: make_decoder(name) if options.weights == "pretrained" else None for name in options.checkpoint}
     results = measure_rows(options, speech, tell) if options.only != "contest" else []
     entries: list[Entry] = []
     for checkpoint in options.checkpoint if options.only != "rows" else ():
         with tempfile.TemporaryDirectory() as folder:
-            entries += contend(checkpoint, options, speech, Path(folder), tell)
+            entries += contend(checkpoint, options, speech, Path(folder), decoders[checkpoint], tell)
     record = {
         "schema_version": SCHEMA_VERSION,
         "weights": options.weights,
         "audio": speech.name,
         "machine": describe_machine("cpu"),
         "rows": [result.record() for result in results],
-        "peers": [entry.record(decode) for entry in entries],
+        "peers": [entry.record() for entry in entries],
     }
     if options.json is not None:
         options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    show(results, entries, options.weights, decode, f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    show(results, entries, options.weights, f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     return judge(results, entries)
 
 
@@ -138,7 +139,12 @@ def measure_rows(options: argparse.Namespace, speech: Speech, tell: Callable[[st
 
 
 def contend(
-    checkpoint: str, options: argparse.Namespace, speech: Speech, folder: Path, tell: Callable[[str], None]
+    checkpoint: str,
+    options: argparse.Namespace,
+    speech: Speech,
+    folder: Path,
+    decode: Callable[[list[int]], str] | None,
+    tell: Callable[[str], None],
 ) -> "list[Entry]":
     """The contest of one checkpoint, of all its layers.
 
@@ -157,28 +163,33 @@ def contend(
     job = Job(cell, options.weights, NEW_TOKENS, torch.get_num_threads(), folder)
     clips = min(CHECKED_CLIPS, len(speech.clips))
     np.save(job.features, make_features(cell, speech)[:clips].numpy())
-    # Only real weights make text of real speech.
-    checked = clips if options.weights == "pretrained" and speech.name != SYNTHETIC else 0
+    rounds = options.rounds or CONTEST_ROUNDS
     try:
-        return hold_contest(job, options.rounds or CONTEST_ROUNDS, checked, lambda line: tell(f"{checkpoint}: {line}"))
+        return hold_contest(job, rounds, decode, clips, lambda line: tell(f"{checkpoint}: {line}"))
     except PeerError as error:
         raise BadInputError(str(error)) from None
 
 
 def make_decoder(checkpoint: str) -> Callable[[list[int]], str]:
-    """What makes text of tokens.
+    """What makes text of a pretrained checkpoint's tokens.
 
     Raises:
-        BadInputError: the tokenizer cannot be had.
+        BadInputError: the checkpoint or its tokenizer cannot be had.
     """
+    import torch
     from transformers import WhisperTokenizer
 
-    name = CHECKPOINTS[checkpoint].hub_id
+    from perf_tests.models import Weights
+
+    dims = CHECKPOINTS[checkpoint]
     try:
-        tokenizer = WhisperTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise BadInputError(f"{name} is neither in the Hub's cache nor to be had: {reason}") from None
+        # Loaded once to see that it is there, before minutes are spent on the rows.
+        Weights(Cell(checkpoint, dims.decoder_layers, "single"), "pretrained").build(
+            "original", torch.device("cpu"), torch.float32
+        )
+        tokenizer = WhisperTokenizer.from_pretrained(dims.hub_id)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise BadInputError(f"--weights pretrained: {str(error).strip().splitlines()[0]}") from None
 
     def decode(tokens: list[int]) -> str:
         text: Any = tokenizer.decode(tokens, skip_special_tokens=True)
@@ -191,7 +202,6 @@ def show(
     results: "Sequence[Result]",
     entries: "Sequence[Entry]",
     weights: str,
-    decode: Callable[[list[int]], str] | None,
     versions: str,
 ) -> None:
     """Print the tables."""
@@ -205,8 +215,7 @@ def show(
     if results:
         print_rows(results, console)
     print_contest(entries, weights, console)
-    if decode is not None:
-        print_transcripts(entries, decode, console)
+    print_transcripts(entries, console)
 
 
 def judge(results: "Sequence[Result]", entries: "Sequence[Entry]") -> int:

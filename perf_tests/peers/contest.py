@@ -24,13 +24,15 @@ from .worker import Timed, Worker, call_alone
 PAUSE_SECONDS = 0.05
 
 Tell = Callable[[str], None]
+# Makes text of tokens.
+Decode = Callable[[list[int]], str]
 
 
 class Entry(NamedTuple):
     """An engine beside its control, the original in ``control`` precision.
 
     Without a ratio, ``reason`` says why. ``first_difference`` is the place of its first token that is not the
-    control's; ``transcripts`` are the tokens of each clip of speech, where speech was checked.
+    control's; ``transcripts`` are its words for each clip of speech, where speech was checked.
     """
 
     checkpoint: str
@@ -40,12 +42,11 @@ class Entry(NamedTuple):
     ratio: Estimate | None = None
     tokens: list[int] | None = None
     first_difference: int | None = None
-    transcripts: list[list[int]] | None = None
+    transcripts: list[str] | None = None
     reason: str | None = None
 
-    def record(self, decode: Callable[[list[int]], str] | None) -> dict[str, Any]:
-        """The entry in plain numbers, for JSON; ``decode`` makes text of tokens."""
-        transcripts = None if self.transcripts is None or decode is None else [*map(decode, self.transcripts)]
+    def record(self) -> dict[str, Any]:
+        """The entry in plain numbers, for JSON."""
         return {
             "checkpoint": self.checkpoint,
             "control": self.control,
@@ -58,13 +59,13 @@ class Entry(NamedTuple):
             "tokens": self.tokens,
             "tokens_equal": None if self.tokens is None else self.first_difference is None,
             "first_difference": self.first_difference,
-            "transcripts": transcripts,
+            "transcripts": self.transcripts,
             "reason": self.reason,
         }
 
 
-def hold_contest(job: Job, rounds: int, clips: int, tell: Tell) -> list[Entry]:
-    """Run all engines on ``job``; check the transcripts of the first ``clips`` clips too.
+def hold_contest(job: Job, rounds: int, decode: Decode | None, clips: int, tell: Tell) -> list[Entry]:
+    """Run all engines on ``job``; with ``decode`` have them transcribe the first ``clips`` clips too.
 
     Raises:
         PeerError: the original in float32 cannot run, so there is nothing to compare with.
@@ -87,7 +88,7 @@ def hold_contest(job: Job, rounds: int, clips: int, tell: Tell) -> list[Entry]:
             raise PeerError(reasons[CONTROLS["float32"]])
         tell(f"{rounds} rounds of {len(workers)} engines")
         timed = run_rounds(workers, rounds, reasons)
-        transcripts = {engine: [workers[engine].transcribe(clip) for clip in range(clips)] for engine in timed if clips}
+        transcripts = transcribe(workers, timed, decode, clips, reasons) if decode is not None else {}
     finally:
         for worker in workers.values():
             worker.close()
@@ -108,11 +109,29 @@ def run_rounds(workers: Mapping[Engine, Worker], rounds: int, reasons: dict[Engi
     return timed
 
 
+def transcribe(
+    workers: Mapping[Engine, Worker],
+    timed: dict[Engine, list[Timed]],
+    decode: Decode,
+    clips: int,
+    reasons: dict[Engine, str],
+) -> dict[Engine, list[str]]:
+    """What each engine hears, as many tokens as it takes; one that fails is out of ``timed`` too."""
+    transcripts: dict[Engine, list[str]] = {}
+    for engine in tuple(timed):
+        try:
+            transcripts[engine] = [decode(workers[engine].transcribe(clip)) for clip in range(clips)]
+        except PeerError as error:
+            reasons[engine] = str(error)
+            del timed[engine]
+    return transcripts
+
+
 def list_entries(
     checkpoint: str,
     timed: Mapping[Engine, Sequence[Timed]],
     reasons: Mapping[Engine, str],
-    transcripts: Mapping[Engine, list[list[int]]],
+    transcripts: Mapping[Engine, list[str]],
 ) -> list[Entry]:
     """Each control and what is compared with it, in the table's order."""
     entries = []

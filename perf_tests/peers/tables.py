@@ -76,23 +76,22 @@ def print_contest(entries: "Sequence[Entry]", weights: str, console: Console) ->
         console.print(table)
 
 
-def print_transcripts(entries: "Sequence[Entry]", decode: Callable[[list[int]], str], console: Console) -> None:
+def print_transcripts(entries: "Sequence[Entry]", console: Console) -> None:
     """What the original heard, and for each other engine whether it heard the same."""
     for original in entries:
         if original.engine.name != "original" or original.transcripts is None:
             continue
-        texts = [decode(tokens) for tokens in original.transcripts]
-        console.print(f"{original.checkpoint}, original {original.control}, first clip: {texts[0]}", markup=False)
+        heard = original.transcripts
+        console.print(f"{original.checkpoint}, original {original.control}, first clip: {heard[0]}", markup=False)
         for entry in entries:
             if (entry.checkpoint, entry.control) != (original.checkpoint, original.control) or entry is original:
                 continue
             if entry.transcripts is None:
                 continue
-            others = [decode(tokens) for tokens in entry.transcripts]
-            same = sum(other == text for other, text in zip(others, texts, strict=True))
-            label = f"  {entry.engine.name} {entry.engine.dtype}: the same text in {same} of {len(texts)} clips"
-            unlike = [other for other, text in zip(others, texts, strict=True) if other != text]
-            console.print(label + (f"; first other one: {unlike[0]}" if unlike else ""), markup=False)
+            unlike = [text for text, expected in zip(entry.transcripts, heard, strict=True) if text != expected]
+            same = f"the same text in {len(heard) - len(unlike)} of {len(heard)} clips"
+            end = f"; first other one: {unlike[0]}" if unlike else ""
+            console.print(f"  {entry.engine.name} {entry.engine.dtype}: {same}{end}", markup=False)
 
 
 def format_ratio(ratio: Estimate) -> str:

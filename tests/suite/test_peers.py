@@ -275,7 +275,7 @@ def small_command(monkeypatch: pytest.MonkeyPatch) -> None:
     met = Result(row, Estimate(0.5, 0.4, 0.7), 0.2, 0.1, None, {"original": [0.2], "flash": [0.1]}, 0.0)
     flash = TransformersEngine("flash", "float32")
     entries = [
-        Entry("tiny.en", "float32", flash, (0.1,), Estimate(0.5, None, None), [1], None, [[1]]),
+        Entry("tiny.en", "float32", flash, (0.1,), Estimate(0.5, None, None), [1], None, ["Yes."]),
         Entry("tiny.en", "float32", engines.OpenaiWhisperEngine(), reason="openai-whisper is not installed"),
     ]
     monkeypatch.setattr(command, "measure_rows", lambda *_: [met])

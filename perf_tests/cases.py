@@ -123,7 +123,7 @@ PRESETS: dict[str, Preset] = {
             Cell("base.en", 6, "single"),
             Cell("tiny.en", 4, "batched_small"),
         ),
-        rounds={"single": 20, "batched_small": 8},
+        rounds={"single": 10, "batched_small": 6},
     ),
     "paper": Preset(cells=_cells(PAPER_ROWS, ("single", "batched")), rounds={}),
     "full": Preset(cells=_cells((*PAPER_ROWS, *LATER_ROWS), ("single", "batched")), rounds={}),

@@ -139,7 +139,7 @@ def test_last_position(real_pair: Pair, clip_features: torch.Tensor) -> None:
 LONG_FORM: dict[str, dict[str, Any]] = {
     "plain": {},
     "conditioned": {"condition_on_prev_tokens": True},
-    "fallback": OPTIONS["fallback"] | {"condition_on_prev_tokens": True},
+    "fallback": OPTIONS["fallback"] | {"condition_on_prev_tokens": True, "temperature": 0.0},
     "beams": {"num_beams": 2, "max_new_tokens": 40},
     "words": {"return_token_timestamps": True},
 }

@@ -1,5 +1,6 @@
 """The real openai/whisper-tiny.en on real speech: token by token what the original says."""
 
+import os
 import re
 import subprocess
 import sys
@@ -229,7 +230,7 @@ def test_readme_snippet(processor: WhisperProcessor, speech: Speech, tmp_path: P
         text=True,
         check=False,
         timeout=300,
-        cwd=README.parent,
+        env=os.environ | {"PYTHONPATH": str(README.parent)},
     )
     assert result.returncode == 0, result.stderr
     assert words(speech.text) in words(result.stdout)

@@ -53,12 +53,14 @@ class GenerateCall:
     """What one call of `generate` knows about itself.
 
     Attributes:
+        model: Whose call it is: a processor may well call another model.
         fast: Whether the loop may be used.
         keeps_states: Whether encoder states are kept for another pass over the same audio (temperature fallback).
         features: `(batch, mel_bins, frames)`, the features that `states` belong to.
         states: `(batch, positions, d)`, encoder states at hand.
     """
 
+    model: "WhisperFlashAttentionForConditionalGeneration"
     fast: bool
     keeps_states: bool = False
     features: Tensor | None = None
@@ -78,6 +80,12 @@ class GenerateCall:
 
 
 current_call: ContextVar[GenerateCall | None] = ContextVar("current_call", default=None)
+
+
+def call_of(model: "WhisperFlashAttentionForConditionalGeneration") -> GenerateCall | None:
+    """The call of `generate` that `model` is in, if the innermost one is its own."""
+    call = current_call.get()
+    return call if call is not None and call.model is model else None
 
 
 @dataclass
@@ -366,7 +374,7 @@ def _encoded_parts(
     Yields:
         The row of the first audio, and the states `(audios, frames, d)`.
     """
-    call = current_call.get()
+    call = call_of(model)
     states: Tensor | None = outputs[0]
     if isinstance(outputs, DeferredEncoderOutputs):
         assert features is not None

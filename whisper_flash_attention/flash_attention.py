@@ -1,7 +1,7 @@
 """Whisper's attention by exact, memory-efficient kernels.
 
 `attention_forward` is the function behind Transformers' public `AttentionInterface`, under the name
-`whisper_flash_attention`; `WhisperFlashAttention` is the module that calls it.
+`whisper_memory_efficient`; `WhisperFlashAttention` is the module that calls it.
 """
 
 from typing import Any
@@ -15,7 +15,8 @@ from transformers.models.whisper.modeling_whisper import WhisperAttention
 
 from . import kernels, xformers_backend
 
-ATTENTION_NAME = "whisper_flash_attention"
+ATTENTION_NAME = "whisper_memory_efficient"
+"""Not "flash": Transformers takes every name with that word for a FlashAttention package and looks for it."""
 
 
 def attention_forward(

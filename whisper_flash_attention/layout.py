@@ -17,6 +17,9 @@ from transformers.models.whisper.modeling_whisper import WhisperDecoder, Whisper
 from . import kernels
 from .flash_attention import WhisperFlashAttention
 
+Storages = tuple[tuple[int, int, tuple[int, ...]], ...]
+"""Per parameter: identity of its module, address and strides of its numbers."""
+
 
 class LayerWeights(NamedTuple):
     """What one decoder layer is made of. Weights are `(out, in)`; d is the model's width, f the feed-forward's.
@@ -60,7 +63,7 @@ class DecoderWeights(NamedTuple):
         norm: The last layer norm.
         projection: `(vocabulary, d)`.
         heads: Attention heads.
-        storages: Where each parameter's numbers were when this was made: `(address, strides)`.
+        storages: The modules and where their numbers were when this was made, as `storages_of` gives them.
     """
 
     token_embedding: Tensor
@@ -69,7 +72,7 @@ class DecoderWeights(NamedTuple):
     norm: nn.LayerNorm
     projection: Tensor
     heads: int
-    storages: tuple[tuple[int, tuple[int, ...]], ...]
+    storages: "Storages"
 
 
 def decoder_modules(decoder: WhisperDecoder, projection: nn.Module) -> list[nn.Module]:
@@ -108,10 +111,10 @@ def is_plain_decoder(decoder: WhisperDecoder, projection: nn.Module) -> bool:
     )
 
 
-def storages_of(decoder: WhisperDecoder, projection: nn.Module) -> tuple[tuple[int, tuple[int, ...]], ...]:
-    """Where each parameter's numbers are: changes when a parameter gets new storage, not when it gets new numbers."""
+def storages_of(decoder: WhisperDecoder, projection: nn.Module) -> Storages:
+    """Which modules there are and where their numbers lie: changes when those move, not when the numbers change."""
     return tuple(
-        (parameter.data_ptr(), parameter.stride())
+        (id(module), parameter.data_ptr(), parameter.stride())
         for module in decoder_modules(decoder, projection)
         for parameter in module.parameters(recurse=False)
     )

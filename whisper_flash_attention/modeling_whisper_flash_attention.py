@@ -6,7 +6,7 @@ Everything that is not here is the original's: the classes below subclass Transf
 import copy
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -78,6 +78,8 @@ class WhisperFlashAttentionForConditionalGeneration(WhisperForConditionalGenerat
     _session: GreedySession | None = None
     _decoding_backend: dict[str, str] | None = None
     _captures: bool = True
+    _word_timestamp_calls: int = 0
+    _kept_implementation: str | None = None
 
     def __init__(self, config: WhisperConfig) -> None:
         super().__init__(config)
@@ -133,19 +135,34 @@ class WhisperFlashAttentionForConditionalGeneration(WhisperForConditionalGenerat
             As the original's.
         """
         fast = self.fast_decoding if fast_decoding is None else fast_decoding
-        implementation = self.config._attn_implementation
-        token = decoding.current_call.set(decoding.GenerateCall(fast=fast))
+        token = decoding.current_call.set(decoding.GenerateCall(model=self, fast=fast))
         try:
-            return super().generate(*args, **kwargs)
+            with self._implementation_kept() if kwargs.get("return_token_timestamps") else nullcontext():
+                return super().generate(*args, **kwargs)
         finally:
             decoding.current_call.reset(token)
-            # Word timestamps make the original switch to eager attention for good.
-            if self.config._attn_implementation != implementation:
-                self.config._attn_implementation = implementation
+
+    @contextmanager
+    def _implementation_kept(self) -> Iterator[None]:
+        """Undo what word timestamps do: the original switches to eager attention, and never back.
+
+        The last of the calls that run at once puts back what the first has found.
+        """
+        with _layout_lock:
+            if self._word_timestamp_calls == 0:
+                self._kept_implementation = self.config._attn_implementation
+            self._word_timestamp_calls += 1
+        try:
+            yield
+        finally:
+            with _layout_lock:
+                self._word_timestamp_calls -= 1
+                if self._word_timestamp_calls == 0:
+                    self.config._attn_implementation = self._kept_implementation
 
     def generate_with_fallback(self, *args: Any, **named: Any) -> Any:
         """Generate one window of every audio, as the original does, with this project's loop where it can be used."""
-        call = decoding.current_call.get()
+        call = decoding.call_of(self)
         if call is None or args:
             return super().generate_with_fallback(*args, **named)
         if not (call.fast and self._can_decode_fast(named["generation_config"], named["kwargs"], named)):
@@ -213,7 +230,7 @@ class WhisperFlashAttentionForConditionalGeneration(WhisperForConditionalGenerat
         num_segment_frames: int = 3000,
     ) -> Tensor:
         """Detect the language of each audio, as the original does; `generate` then uses the same encoder states."""
-        call = decoding.current_call.get()
+        call = decoding.call_of(self)
         if call is not None and call.fast and input_features is not None and encoder_outputs is None:
             features = input_features[:, :, :num_segment_frames]
             with torch.no_grad():
@@ -291,14 +308,28 @@ class WhisperFlashAttentionForConditionalGeneration(WhisperForConditionalGenerat
             "step": "graph" if captured else "eager",
         }
 
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The original's state dict: contiguous tensors, none sharing its memory, as every way of saving wants."""
+        self._restore_layout()
+        return super().state_dict(*args, **kwargs)
+
     def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
         """Save as the original does: same files, same names, same bytes."""
-        with _layout_lock:
-            layout.restore(self.model.decoder, self.proj_out)
-            self._decoder_weights = self._session = None
-        if kwargs.get("state_dict") is not None:
-            kwargs["state_dict"] = {name: tensor.contiguous() for name, tensor in kwargs["state_dict"].items()}
+        self._restore_layout()
         return super().save_pretrained(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> Any:
+        """Set the mode; for training, parameters get PyTorch's own storage back, which optimisers may count on."""
+        if mode:
+            self._restore_layout()
+        return super().train(mode)
+
+    def _restore_layout(self) -> None:
+        """Undo what decoding has done to the storage of the parameters; the next `generate` does it again."""
+        with _layout_lock:
+            if self._decoder_weights is not None:
+                self._decoder_weights = self._session = None
+                layout.restore(self.model.decoder, self.proj_out)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         # .to(), .half() and the like give parameters new storage: let go of the old one first.

@@ -134,8 +134,8 @@ def chunked_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -
             key_t, head_value = (key[b, h] * scale).t(), value[b, h]
             for start in range(0, queries, QUERY_CHUNK):
                 chunk = slice(start, start + QUERY_CHUNK)
-                weights = torch.softmax(query[b, h, chunk] @ key_t, dim=-1)
-                out[b, h, chunk] = weights @ head_value
+                # In one expression: a name would keep one chunk's weights beside the next one's scores.
+                out[b, h, chunk] = torch.softmax(query[b, h, chunk] @ key_t, dim=-1) @ head_value
     return out
 
 

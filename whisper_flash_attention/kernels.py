@@ -218,7 +218,7 @@ def prefers_stored_cross(device_type: str, batch: int) -> bool:
     return device_type == "cpu" or batch == 1
 
 
-_STOCK_LAYERS = frozenset({nn.Linear, nn.LayerNorm, nn.Embedding, nn.Conv1d, WhisperPositionalEmbedding})
+_STOCK_LAYERS = frozenset({nn.Linear, nn.LayerNorm, nn.Embedding, WhisperPositionalEmbedding})
 
 
 def is_plain(*modules: nn.Module) -> bool:

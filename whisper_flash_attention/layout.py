@@ -5,7 +5,8 @@ read. Two changes help (figures in `kernels.py`): queries, keys and values in on
 transposed. Neither costs memory or can go stale: each parameter keeps its name, shape and identity, and its storage
 becomes a slice of a fused buffer or gets transposed strides. An optimiser step or `load_state_dict` writes into the
 same numbers that decoding reads; `.to()`, `.half()` or `deepcopy` give a parameter new storage, which is noticed
-at the next `generate`, and laid out again.
+at the next `generate`, and laid out again. Whoever saves or trains may count on PyTorch's own storage, so a state
+dict and `train()` put it back until then.
 """
 
 from typing import NamedTuple

@@ -33,7 +33,8 @@ HUB_OPTIONS = (
 )
 """Arguments of `from_pretrained` that say where a checkpoint is found."""
 
-_layout_lock = threading.Lock()  # a model may decode in two threads, and only one may move its weights
+# A model may be called in two threads, and only one at a time may move its weights, take its session or count.
+_state_lock = threading.Lock()
 
 
 class WhisperFlashAttentionEncoderLayer(WhisperEncoderLayer):  # type: ignore[misc]
@@ -148,14 +149,14 @@ class WhisperFlashAttentionForConditionalGeneration(WhisperForConditionalGenerat
 
         The last of the calls that run at once puts back what the first has found.
         """
-        with _layout_lock:
+        with _state_lock:
             if self._word_timestamp_calls == 0:
                 self._kept_implementation = self.config._attn_implementation
             self._word_timestamp_calls += 1
         try:
             yield
         finally:
-            with _layout_lock:
+            with _state_lock:
                 self._word_timestamp_calls -= 1
                 if self._word_timestamp_calls == 0:
                     self.config._attn_implementation = self._kept_implementation
@@ -247,7 +248,7 @@ class WhisperFlashAttentionForConditionalGeneration(WhisperForConditionalGenerat
     def decoder_weights(self) -> layout.DecoderWeights:
         """The decoder's weights laid out for decoding; laid out again where a parameter has got new storage."""
         decoder, projection = self.model.decoder, self.proj_out
-        with _layout_lock:
+        with _state_lock:
             weights = self._decoder_weights
             if weights is None or weights.storages != layout.storages_of(decoder, projection):
                 weights = layout.lay_out(decoder, projection)
@@ -278,7 +279,7 @@ class WhisperFlashAttentionForConditionalGeneration(WhisperForConditionalGenerat
             yield None
             return
         weights, eos, pad = self.decoder_weights(), chooser.stopping.eos, chooser.pad
-        with _layout_lock:
+        with _state_lock:
             session, self._session = self._session, None
         if session is None or not session.serves(weights, shape, eos, pad, stores_cross=stores_cross):
             session = None  # lets go of the old buffers before the new ones are made
@@ -326,7 +327,7 @@ class WhisperFlashAttentionForConditionalGeneration(WhisperForConditionalGenerat
 
     def _restore_layout(self) -> None:
         """Undo what decoding has done to the storage of the parameters; the next `generate` does it again."""
-        with _layout_lock:
+        with _state_lock:
             if self._decoder_weights is not None:
                 self._decoder_weights = self._session = None
                 layout.restore(self.model.decoder, self.proj_out)

@@ -139,7 +139,9 @@ class ScoreProcessor:
         """
         for stage in self._stages:
             if isinstance(stage, Suppression):
-                scores = scores + stage.vector(length)
+                vector = stage.vector(length)
+                # A sum of two dtypes would widen the scores to a copy of its own, and hold both.
+                scores = scores + vector if scores.dtype == vector.dtype else scores.float().add_(vector)
             else:
                 scores = stage(ids[:, :length], scores)
         return scores

@@ -12,6 +12,8 @@ GPU_LAYER_SECONDS = 0.25e-3
 BUILD_PARAMETERS_PER_SECOND = 50e6
 # Of one case: warm-ups, memory, parity, counters; these also run the profiler and the reference.
 UNTIMED_ROUNDS = 9
+# That the speed-up of a flash case takes to be known precisely enough.
+TYPICAL_PAIRS = 40
 
 
 def estimate_seconds(plan: Plan, cores: int) -> float:
@@ -36,6 +38,11 @@ def round_seconds(case: Case, on_cuda: bool, cores: int) -> float:
 def _case_seconds(case: Case, plan: Plan, cores: int) -> float:
     dims = CHECKPOINTS[case.checkpoint]
     per_round = round_seconds(case, plan.on_cuda, cores)
-    timed = plan.rounds_of(case.setting) * (2 if case.implementation == "flash" else 1)
+    timed = plan.rounds_of(case.setting) * per_round
+    if case.implementation == "flash":
+        timed *= 2
+        aim = plan.aim_of(case.setting)
+        if aim is not None:
+            timed = max(timed, min(aim.budget_seconds, TYPICAL_PAIRS * 2 * per_round))
     parameters = 12 * (dims.encoder_layers + 1.4 * case.decoder_layers) * dims.d_model**2
-    return (timed + UNTIMED_ROUNDS) * per_round + parameters / BUILD_PARAMETERS_PER_SECOND
+    return timed + UNTIMED_ROUNDS * per_round + parameters / BUILD_PARAMETERS_PER_SECOND

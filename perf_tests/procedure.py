@@ -15,6 +15,7 @@ from .intervals import estimate_speedup
 from .measure.counters import count_round
 from .measure.device import StateWatch
 from .measure.memory import measure_memory
+from .measure.rounds import choose_rounds
 from .measure.time import Benchmark, time_rounds
 from .models import SEED, WEIGHTS_VERSION, Weights
 from .parity import Reference, check_parity, make_reference
@@ -74,28 +75,37 @@ class Procedure:
         info.update(record_counters(subject))
         info["attention_backend"] = subject.attention_backend()
         control = stage.build(CONTROL).run_round if case.implementation == "flash" else None
-        rounds = self.plan.rounds_of(case.setting)
-        self.progress.phase("timing", rounds)
-        info.update(self.time(case, subject, benchmark, rounds, control))
+        info.update(self.time(case, subject, benchmark, control))
 
     def time(
         self,
         case: Case,
         subject: Subject,
         benchmark: Benchmark,
-        rounds: int,
         control: Callable[[], None] | None,
     ) -> dict[str, Any]:
         """The timed pass; returns what it adds to the record."""
         gc.collect()
+        rounds, aim = self.plan.rounds_of(case.setting), self.plan.aim_of(case.setting)
+        if control is not None and aim is not None and not benchmark.disabled:
+            self.progress.phase("choosing the number of rounds")
+            rounds = choose_rounds(subject.run_round, control, aim)
+        self.progress.phase("timing", rounds)
         with StateWatch(self.plan.device) as watch:
             control_seconds = time_rounds(
-                benchmark, subject.run_round, rounds, control=control, between=self.progress.rounds_done
+                benchmark,
+                subject.run_round,
+                rounds,
+                control=control,
+                control_after=self.plan.control_after,
+                between=self.progress.rounds_done,
             )
         seconds = list(benchmark.stats.stats.data) if benchmark.stats is not None else []
-        record: dict[str, Any] = {"control": None, "speedup": None, "device_state": watch.state}
+        record: dict[str, Any] = {"control": None, "speedup": None, "process_rounds": None}
+        record["device_state"] = watch.state
         if control_seconds is not None and seconds:
-            record["control"] = {"implementation": CONTROL, "rounds_seconds": control_seconds}
+            position = "after" if self.plan.control_after else "before"
+            record["control"] = {"implementation": CONTROL, "rounds_seconds": control_seconds, "position": position}
             record["speedup"] = estimate_speedup(control_seconds, seconds)._asdict()
         return record | rates(case, seconds)
 

@@ -30,7 +30,8 @@ class Field(NamedTuple):
 
 _CONTROL = (
     Field("implementation", "string", None, "what ran as the control"),
-    Field("rounds_seconds", "numbers", "s", "the control's time before each round, paired with stats.data"),
+    Field("rounds_seconds", "numbers", "s", "the control's time beside each round, paired with stats.data"),
+    Field("position", "string", None, "`before` or `after` each round; `both` where processes of both are pooled"),
 )
 _SPEEDUP = (
     Field("median", "number", None, "median over the pairs of control / flash"),
@@ -125,6 +126,13 @@ EXTRA_INFO = (
     ),
     Field("control", "object", None, "the paired control rounds; flash only", nullable=True, fields=_CONTROL),
     Field("speedup", "object", None, "control / flash; flash only", nullable=True, fields=_SPEEDUP),
+    Field(
+        "process_rounds",
+        "numbers",
+        "rounds",
+        "how many rounds of stats.data each process measured, in their order; null where there was one",
+        nullable=True,
+    ),
     Field("parity", "object", None, "the numerical check", fields=_PARITY),
     Field("tokens_per_second", "number", "tokens/s", "new tokens of the whole batch over the median round"),
     Field("real_time_factor", "number", None, "median round over the duration of the 30 s windows it took"),
@@ -151,6 +159,8 @@ MACHINE_INFO = (
     Field("transformers", "string", None, "version"),
     Field("xformers", "string", None, "version, where installed", nullable=True),
     Field("whisper_flash_attention", "string", None, "version"),
+    Field("package_path", "string", None, "the folder of the package that was measured"),
+    Field("package_hash", "string", None, "short hash of the code of the package that was measured"),
     Field("thread_count", "integer", "threads", "torch's intra-op threads"),
     Field("tf32_matmul", "boolean", None, "whether CUDA matrix products may use TF32"),
     Field("tf32_cudnn", "boolean", None, "whether cuDNN may use TF32"),

@@ -1,5 +1,6 @@
 """Judging one case: its time, its exact numbers, its parity."""
 
+import math
 from collections.abc import Iterator
 
 from perf_tests.schema import EXTRA_INFO
@@ -84,10 +85,14 @@ def _judge_time(base: Record, head: Record, practical: float, noise: Noise) -> I
 
 
 def _judge_corrected(base: Record, head: Record, practical: float, noise: Noise) -> Finding:
-    change = corrected_change(Rounds(base.control_seconds, base.seconds), Rounds(head.control_seconds, head.seconds))
-    allowed = max(practical, noise.noise)
+    ours, theirs = (Rounds(run.control_seconds, run.seconds, run.process_rounds) for run in (base, head))
+    change = corrected_change(ours, theirs)
+    # Noise is what one process differs by from another: the mean of several has less of it.
+    processes = min(max(1, len(run.process_rounds)) for run in (base, head))
+    of_machine = noise.noise / math.sqrt(processes)
+    allowed = max(practical, of_machine)
     verdict = time_verdict(change, allowed)
-    source = f"noise {percent(noise.noise, sign=False)}" if noise.noise > practical else "threshold"
+    source = f"noise {percent(of_machine, sign=False)}" if of_machine > practical else "threshold"
     reason = f"time {show_change(change)} by the control's measure, allowed {percent(allowed)} ({source})"
     if change.low is None:
         pairs = f"{len(base.seconds)} and {len(head.seconds)}"

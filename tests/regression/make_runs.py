@@ -21,6 +21,8 @@ MACHINE = {
     "transformers": "5.23.0",
     "xformers": None,
     "whisper_flash_attention": "0.1.0",
+    "package_path": "/checkout/whisper_flash_attention",
+    "package_hash": "0123456789ab",
     "thread_count": 2,
     "tf32_matmul": False,
     "tf32_cudnn": True,
@@ -41,6 +43,7 @@ def make_bench(case: Case, rng: random.Random, *, rounds: int = 20, spread: floa
         control = {
             "implementation": "original",
             "rounds_seconds": [SECONDS["original"] * slow * rng.gauss(1, spread) for slow in drift],
+            "position": "before",
         }
     setting = cases.SETTINGS[case.setting]
     return {
@@ -69,6 +72,7 @@ def make_bench(case: Case, rng: random.Random, *, rounds: int = 20, spread: floa
             "host_sync_count": None,
             "control": control,
             "speedup": None,
+            "process_rounds": None,
             "parity": {
                 "max_abs_error": 6e-6,
                 "original_max_abs_error": 0.0,

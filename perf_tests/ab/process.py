@@ -49,7 +49,8 @@ def measure(job: Job) -> Run:
     """
     job.out.parent.mkdir(parents=True, exist_ok=True)
     draft = job.out.with_suffix(".partial")
-    environment = {**os.environ, "PYTHONPATH": str(job.tree)}
+    paths = [str(job.tree), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     with job.log.open("wb") as log:
         process = subprocess.Popen(
             job.command(draft.resolve()), cwd=job.tree, env=environment, stdout=log, stderr=subprocess.STDOUT

@@ -31,7 +31,7 @@ MANIFEST = "session.json"
 class Block(NamedTuple):
     """Two processes next to each other: the sides in their order, and where both run the control."""
 
-    index: int
+    number: int
     base_first: bool
     control_after: bool
 
@@ -40,9 +40,9 @@ class Block(NamedTuple):
         return sides if self.base_first else sides[::-1]
 
 
-def block_of(index: int) -> Block:
-    """The block number ``index``, from 0."""
-    return Block(index, base_first=index % 2 == 0, control_after=index % 2 == 1)
+def block_of(number: int) -> Block:
+    """The block ``number``, from 1."""
+    return Block(number, base_first=number % 2 == 1, control_after=number % 2 == 0)
 
 
 class Limits(NamedTuple):
@@ -105,7 +105,7 @@ class Session:
 
     def measure_block(self, targets: Sequence[str]) -> None:
         """Measure the next block, or what is left of it."""
-        block = block_of(len(self.blocks))
+        block = block_of(len(self.blocks) + 1)
         runs = {side.name: self._measure(side, block, targets) for side in block.order(self.sides)}
         self.blocks.append((runs["base"], runs["head"]))
 
@@ -124,12 +124,12 @@ class Session:
 
     def _measure(self, side: Side, block: Block, targets: Sequence[str]) -> Run:
         position = "after" if block.control_after else "before"
-        name = f"{block.index + 1:03}-{side.name}-control-{position}"
+        name = f"{block.number:03}-{side.name}-control-{position}"
         out = self.folder / f"{name}.json"
         if name in self.seconds and out.exists():
             run = read_run(out)
         else:
-            self.tell(f"block {block.index + 1}: {side.name} ({side.revision}), control {position}")
+            self.tell(f"block {block.number}: {side.name} ({side.revision}), control {position}")
             start = time.monotonic()
             run = measure(Job(side.tree, out, targets, self.arguments, block.control_after))
             self.seconds[name] = time.monotonic() - start

@@ -66,6 +66,6 @@ def _needed(pilot: Pilot, precision: float) -> float:
     freedom = len(logarithms) - 1
     if freedom < 1:
         return math.inf
-    spread = float(logarithms.std(ddof=1)) * math.sqrt(freedom / chi2.ppf(1 - SPREAD_CONFIDENCE, freedom))
-    quantile = norm.ppf((1 + CONFIDENCE) / 2)
+    spread = float(logarithms.std(ddof=1)) * math.sqrt(freedom / float(chi2.ppf(1 - SPREAD_CONFIDENCE, freedom)))
+    quantile = float(norm.ppf((1 + CONFIDENCE) / 2))
     return math.ceil((quantile * math.sqrt(math.pi / 2) * spread / math.log1p(precision)) ** 2)

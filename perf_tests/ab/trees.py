@@ -28,7 +28,7 @@ class Revision(NamedTuple):
     working_tree: bool
 
     def __str__(self) -> str:
-        name = clean(self.commit or "no commit", 10)
+        name = self.commit[:10] if self.commit else "no commit"
         return f"{name} with uncommitted changes" if self.dirty else name
 
 

@@ -50,7 +50,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add(
         "--perf-precision",
         metavar="PERCENT",
-        help="Time flash until the 95 % interval of its speed-up is within this. Default:"
+        help="Time flash until the 95 %% interval of its speed-up is within this. Default:"
         f" {DEFAULT_PRECISION_PERCENT:g}.",
     )
     add(

@@ -33,6 +33,7 @@ class Options(NamedTuple):
     decoder_layers: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
     implementations: tuple[str, ...] = ()
+    counters_only: bool = False
 
 
 class Probes(NamedTuple):
@@ -54,6 +55,7 @@ class Plan(NamedTuple):
     dataset: str | None
     rounds: int | None
     cases: tuple[cases.Case, ...]
+    counters_only: bool = False
 
     @property
     def on_cuda(self) -> bool:
@@ -74,6 +76,8 @@ def make_plan(options: Options, probes: Probes) -> Plan:
         BadInputError: with one line for the user.
     """
     rounds = None if options.rounds is None else _positive(options.rounds, "--perf-rounds", "at least 1 round")
+    if rounds is not None and options.counters_only:
+        raise BadInputError("--perf-rounds: --perf-counters-only times nothing; leave one of the two out")
     if options.weights not in WEIGHTS:
         raise BadInputError(f"--perf-weights: {options.weights!r} is unknown; choose from {', '.join(WEIGHTS)}")
     if options.dtype is not None and options.dtype not in DTYPES:
@@ -97,7 +101,7 @@ def make_plan(options: Options, probes: Probes) -> Plan:
         raise BadInputError(str(error)) from None
     if not on_cuda and dtype != "float32" and not probes.cpu_computes(dtype):
         raise BadInputError(f"--perf-dtype: this CPU (or its torch) cannot compute in {dtype}; use float32")
-    return Plan(preset, reason, device, dtype, options.weights, options.dataset, rounds, chosen)
+    return Plan(preset, reason, device, dtype, options.weights, options.dataset, rounds, chosen, options.counters_only)
 
 
 def choose_device(asked: str | None, probes: Probes) -> tuple[str, str]:

@@ -12,7 +12,7 @@ import torch
 from .audio import SYNTHETIC_VERSION, Speech
 from .cases import CHECKPOINTS, SETTINGS, WINDOW_SECONDS, Case, Cell
 from .intervals import estimate_speedup
-from .measure.counters import count_round
+from .measure.counters import Counters, count_round
 from .measure.device import StateWatch
 from .measure.memory import measure_memory
 from .measure.time import Benchmark, time_rounds
@@ -128,7 +128,11 @@ def record_memory(subject: Subject) -> dict[str, Any]:
 
 def record_counters(subject: Subject) -> dict[str, Any]:
     """The counters' pass, under the recorded keys."""
-    counters = count_round(subject)
+    return counters_record(count_round(subject))
+
+
+def counters_record(counters: Counters) -> dict[str, Any]:
+    """Counters under the recorded keys."""
     return {
         "aten_op_count": counters.aten_ops,
         "flop_count": counters.flops,

@@ -65,10 +65,14 @@ class OperatorCounter(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         keywords = dict(kwargs or {})
-        result = func(*args, **keywords)
+        result = self.compute(func, args, keywords)
         self.operators += 1
         self.flops += count_flops(func, args, keywords, result)
         return result
+
+    def compute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call the operator ``func``."""
+        return func(*args, **kwargs)
 
 
 def count_cuda_calls(names: Iterable[str]) -> tuple[int, int]:

@@ -1,0 +1,140 @@
+"""The counters of a round without its arithmetic: every operator is dispatched, large ones do not compute.
+
+A batch of medium.en takes minutes per round on a CPU, nearly all of it in products over large tensors. What is
+counted (which operators are called, on which shapes) does not depend on the numbers in them: the number of tokens is
+forced, and kernels are chosen by device, dtype and shape. So the true model runs its true round, and an operator on
+large floating-point tensors returns zeros of the shape, strides and dtype that it would have returned, as torch's own
+meta kernels tell them. Nothing is extrapolated: an operator more in any one token or layer is counted where it is.
+
+Everything else (token ids, masks, views, whatever is small) is computed as ever. The zeros are memory that is never
+touched, so that a batch which would need 20 GB takes next to none.
+"""
+
+from collections.abc import Hashable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from perf_tests.cases import SETTINGS, Case
+from perf_tests.measure.counters import Counters, OperatorCounter
+from perf_tests.subject import Subject
+
+# Elements of all tensor arguments together from which an operator is hollow: below, computing is no slower.
+LARGE = 2**15
+META = torch.device("meta")
+
+
+class EndedEarlyError(RuntimeError):
+    """A hollow round did not generate what was forced, so it was not the round that is to be counted."""
+
+
+class Layout(NamedTuple):
+    """What a tensor looks like from outside."""
+
+    shape: torch.Size
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> "Layout":
+        """The layout of ``tensor``."""
+        return cls(tensor.shape, tensor.stride(), tensor.dtype)
+
+    def zeros(self) -> torch.Tensor:
+        """A tensor of zeros on the CPU, in memory that the system clears at its first use."""
+        reach = sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
+        elements = 0 if 0 in self.shape else reach + 1
+        memory = np.zeros(elements * self.dtype.itemsize, np.uint8)
+        return torch.from_numpy(memory).view(self.dtype).as_strided(self.shape, self.strides)
+
+
+class HollowCounter(OperatorCounter):
+    """Counts like ``OperatorCounter`` what runs on the CPU, without computing what is large."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._layouts: dict[Hashable, list[Layout] | Layout | None] = {}
+
+    def compute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What ``func`` returns: zeros of the right layout where it is large and gives numbers, else its result."""
+        if func.is_view or sum(tensor.numel() for tensor in _tensors(args)) < LARGE:
+            return func(*args, **kwargs)
+        if func._schema.is_mutable:
+            written = _written(func, args, kwargs)
+            return func(*args, **kwargs) if written is None else written
+        key = (func, _describe(args), _describe((*kwargs.items(),)))
+        if key not in self._layouts:
+            self._layouts[key] = _result_layout(func, args, kwargs)
+        layout = self._layouts[key]
+        if layout is None:
+            return func(*args, **kwargs)
+        return layout.zeros() if isinstance(layout, Layout) else tuple(each.zeros() for each in layout)
+
+
+def count_hollow_round(subject: Subject, case: Case) -> Counters:
+    """Count a round of ``subject`` on a CPU, warmed up or not; equal to what ``count_round`` gives when warmed up.
+
+    A model that ran a hollow round must not be used for its numbers any more: what it lays out or keeps is zeros.
+
+    Raises:
+        EndedEarlyError: the numbers decided how many tokens there are.
+    """
+    with HollowCounter():
+        subject.generate()
+    with HollowCounter() as counter:
+        tokens = subject.generate()
+    setting = SETTINGS[case.setting]
+    if tokens.shape != (setting.batch_size, setting.new_tokens):
+        raise EndedEarlyError(f"{case.id}: generated {tuple(tokens.shape)} tokens without arithmetic")
+    return Counters(counter.operators, counter.flops, None, None)
+
+
+def _result_layout(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Layout] | Layout | None:
+    """The layout of the result or results of ``func``; ``None`` where it must be computed.
+
+    That is where a result is no floating-point tensor, and where torch has no meta kernel.
+    """
+    try:
+        result = func(*_as_meta(args), **{name: _as_meta(value) for name, value in kwargs.items()})
+    except (NotImplementedError, RuntimeError):
+        return None
+    results = result if isinstance(result, tuple | list) else [result]
+    if not all(isinstance(each, torch.Tensor) and each.is_floating_point() for each in results):
+        return None
+    layouts = [Layout.of(each) for each in results]
+    return layouts[0] if isinstance(result, torch.Tensor) else layouts
+
+
+def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What an operator that writes into an argument returns: that one; ``None`` where it must be computed."""
+    named = {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)} | kwargs
+    targets = [named[a.name] for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+    one = len(targets) == len(func._schema.returns) == 1 and isinstance(targets[0], torch.Tensor)
+    return targets[0] if one and targets[0].is_floating_point() else None
+
+
+def _tensors(value: object) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for each in value:
+            yield from _tensors(each)
+
+
+def _describe(value: object) -> Hashable:
+    """A value as part of a key; a tensor by its layout."""
+    if isinstance(value, torch.Tensor):
+        return Layout.of(value)
+    if isinstance(value, tuple | list):
+        return tuple(map(_describe, value))
+    return type(value), value
+
+
+def _as_meta(value: Any) -> Any:
+    """The same argument without memory."""
+    if isinstance(value, torch.Tensor):
+        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=META)
+    if isinstance(value, tuple | list):
+        return type(value)(map(_as_meta, value))
+    return META if isinstance(value, torch.device) else value

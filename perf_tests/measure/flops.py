@@ -4,6 +4,7 @@ A multiplication and an addition are two operations; only products and attention
 here take shapes: those of some operands, then that of the result.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -61,10 +62,15 @@ OWN = {
 
 def count_flops(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
     """Operations of one call of a dispatched ``operator``; 0 where there is no formula for it."""
-    namespace, name, overload = str(operator).split(".")
-    own = OWN.get((namespace, name, "")) or OWN.get((namespace, name, overload))
+    own = _own_formula(operator)
     if own is not None:
         output = result[0] if isinstance(result, tuple | list) else result
         return own.compute(*(args[index].shape for index in own.operands), output.shape)
     torchs = flop_registry.get(operator.overloadpacket)
     return int(torchs(*args, **kwargs, out_val=result)) if torchs is not None else 0
+
+
+@functools.cache
+def _own_formula(operator: Any) -> Formula | None:
+    namespace, name, overload = str(operator).split(".")
+    return OWN.get((namespace, name, "")) or OWN.get((namespace, name, overload))

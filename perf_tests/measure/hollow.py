@@ -10,19 +10,30 @@ Everything else (token ids, masks, views, whatever is small) is computed as ever
 touched, so that a batch which would need 20 GB takes next to none.
 """
 
-from collections.abc import Hashable, Iterator
+import mmap
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from perf_tests.cases import SETTINGS, Case
-from perf_tests.measure.counters import Counters, OperatorCounter
+from perf_tests.measure.counters import TOKEN_CHOICE, Counters, RoundCounter
 from perf_tests.subject import Subject
 
 # Elements of all tensor arguments together from which an operator is hollow: below, computing is no slower.
 LARGE = 2**15
+# What a model lays out at its first round, it lays out for two tokens too.
+WARM_UP = {"min_new_tokens": 2, "max_new_tokens": 2}
 META = torch.device("meta")
+
+
+def linear_add(x: torch.Tensor, other: torch.Tensor, weight: torch.Tensor, *rest: object) -> torch.Tensor:
+    """What oneDNN's linear layer with an addend returns, (…, in) and (out, in) to (…, out)."""
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+# For operators that torch has no meta kernel of; one that is in neither is computed.
+META_KERNELS: dict[str, Callable[..., torch.Tensor]] = {"mkldnn._linear_pointwise.binary": linear_add}
 
 
 class EndedEarlyError(RuntimeError):
@@ -45,12 +56,15 @@ class Layout(NamedTuple):
         """A tensor of zeros on the CPU, in memory that the system clears at its first use."""
         reach = sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
         elements = 0 if 0 in self.shape else reach + 1
-        memory = np.zeros(elements * self.dtype.itemsize, np.uint8)
-        return torch.from_numpy(memory).view(self.dtype).as_strided(self.shape, self.strides)
+        if not elements:
+            return torch.empty_strided(self.shape, self.strides, dtype=self.dtype)
+        # A mapping of its own, and not calloc: memory that was in use before, calloc would fill.
+        memory = mmap.mmap(-1, elements * self.dtype.itemsize)
+        return torch.frombuffer(memory, dtype=self.dtype).as_strided(self.shape, self.strides)
 
 
-class HollowCounter(OperatorCounter):
-    """Counts like ``OperatorCounter`` what runs on the CPU, without computing what is large."""
+class HollowCounter(RoundCounter):
+    """Counts like ``RoundCounter`` what runs on the CPU, without computing what is large."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,21 +73,21 @@ class HollowCounter(OperatorCounter):
     def compute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What ``func`` returns: zeros of the right layout where it is large and gives numbers, else its result."""
         if func.is_view or sum(tensor.numel() for tensor in _tensors(args)) < LARGE:
-            return func(*args, **kwargs)
+            return super().compute(func, args, kwargs)
         if func._schema.is_mutable:
             written = _written(func, args, kwargs)
-            return func(*args, **kwargs) if written is None else written
+            return super().compute(func, args, kwargs) if written is None else written
         key = (func, _describe(args), _describe((*kwargs.items(),)))
         if key not in self._layouts:
             self._layouts[key] = _result_layout(func, args, kwargs)
         layout = self._layouts[key]
         if layout is None:
-            return func(*args, **kwargs)
+            return super().compute(func, args, kwargs)
         return layout.zeros() if isinstance(layout, Layout) else tuple(each.zeros() for each in layout)
 
 
 def count_hollow_round(subject: Subject, case: Case) -> Counters:
-    """Count a round of ``subject`` on a CPU, warmed up or not; equal to what ``count_round`` gives when warmed up.
+    """Count a round of ``subject`` on a CPU, after a short one to warm up: what ``count_round`` would give.
 
     A model that ran a hollow round must not be used for its numbers any more: what it lays out or keeps is zeros.
 
@@ -81,7 +95,7 @@ def count_hollow_round(subject: Subject, case: Case) -> Counters:
         EndedEarlyError: the numbers decided how many tokens there are.
     """
     with HollowCounter():
-        subject.generate()
+        subject.model.generate(subject.features, **subject.arguments | WARM_UP)
     with HollowCounter() as counter:
         tokens = subject.generate()
     setting = SETTINGS[case.setting]
@@ -93,14 +107,18 @@ def count_hollow_round(subject: Subject, case: Case) -> Counters:
 def _result_layout(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Layout] | Layout | None:
     """The layout of the result or results of ``func``; ``None`` where it must be computed.
 
-    That is where a result is no floating-point tensor, and where torch has no meta kernel.
+    That is where a result is no floating-point tensor (nor the choice of a token, which is 0), and where there is no
+    meta kernel.
     """
     try:
-        result = func(*_as_meta(args), **{name: _as_meta(value) for name, value in kwargs.items()})
+        result = META_KERNELS.get(str(func), func)(
+            *_as_meta(args), **{name: _as_meta(value) for name, value in kwargs.items()}
+        )
     except (NotImplementedError, RuntimeError):
         return None
     results = result if isinstance(result, tuple | list) else [result]
-    if not all(isinstance(each, torch.Tensor) and each.is_floating_point() for each in results):
+    chooses = func is TOKEN_CHOICE
+    if not all(isinstance(each, torch.Tensor) and (chooses or each.is_floating_point()) for each in results):
         return None
     layouts = [Layout.of(each) for each in results]
     return layouts[0] if isinstance(result, torch.Tensor) else layouts

@@ -4,19 +4,16 @@ Operators and FLOPs of every case; the allocator's peak of those whose rounds ar
 a CPU, and on a GPU of all. Parity is not checked: the ordinary tests do, and it would take as long as all the rest.
 """
 
+from functools import partial
 from typing import Any
 
-from .cases import SETTINGS, Case
-from .measure.hollow import count_hollow_round
+from .cases import Case, runs_for_real
+from .measure.hollow import count_hollow_round, warm_up_without_products
 from .measure.memory import model_bytes
 from .measure.time import Benchmark
 from .procedure import Procedure, Workspace, counters_record, record_counters, record_memory
 from .schema import TIMED_ONLY
 from .subject import Stage, Subject
-
-# New tokens of the whole batch, up to which a round is run for real on a CPU: 25 of `single`, 256 of `batched_small`
-# are, 8192 of `batched` are not.
-REAL_TOKENS = 256
 
 
 class Counting(Procedure):
@@ -36,7 +33,8 @@ class Counting(Procedure):
         info.update(self.describe(case, subject))
         if self.plan.on_cuda or runs_for_real(case):
             self.progress.phase("memory")
-            info.update(record_memory(subject))
+            warm_up = None if self.plan.on_cuda else partial(warm_up_without_products, subject)
+            info.update(record_memory(subject, warm_up))
         self.progress.phase("counters")
         info.update(record_counters(subject) if self.plan.on_cuda else self.count_hollow(case, subject))
         info["attention_backend"] = subject.attention_backend()
@@ -51,9 +49,3 @@ class Counting(Procedure):
             "peak_memory_allocated_bytes": None,
             "peak_memory_reserved_bytes": None,
         }
-
-
-def runs_for_real(case: Case) -> bool:
-    """Whether a round of ``case`` takes a CPU seconds and not minutes."""
-    setting = SETTINGS[case.setting]
-    return setting.batch_size * setting.new_tokens <= REAL_TOKENS

@@ -1,6 +1,6 @@
 """A rough forecast of how long a session takes, for its header. Imports no torch."""
 
-from .cases import CHECKPOINTS, ENCODER_POSITIONS, SETTINGS, Case
+from .cases import CHECKPOINTS, ENCODER_POSITIONS, SETTINGS, Case, runs_for_real
 from .plan import Plan
 
 # What a machine does, order of magnitude only. CPU: a 2-core AMD Zen 5, scaled by the number of cores.
@@ -12,6 +12,9 @@ GPU_LAYER_SECONDS = 0.25e-3
 BUILD_PARAMETERS_PER_SECOND = 50e6
 # Of one case: warm-ups, memory, parity, counters; these also run the profiler and the reference.
 UNTIMED_ROUNDS = 9
+# Where nothing is timed: two rounds for the memory, on a CPU of short rounds only, and dispatch alone for the counters.
+COUNTED_ROUNDS = 2
+HOLLOW_LAYER_SECONDS = 2.5e-3
 
 
 def estimate_seconds(plan: Plan, cores: int) -> float:
@@ -36,6 +39,16 @@ def round_seconds(case: Case, on_cuda: bool, cores: int) -> float:
 def _case_seconds(case: Case, plan: Plan, cores: int) -> float:
     dims = CHECKPOINTS[case.checkpoint]
     per_round = round_seconds(case, plan.on_cuda, cores)
-    timed = plan.rounds_of(case.setting) * (2 if case.implementation == "flash" else 1)
     parameters = 12 * (dims.encoder_layers + 1.4 * case.decoder_layers) * dims.d_model**2
-    return (timed + UNTIMED_ROUNDS) * per_round + parameters / BUILD_PARAMETERS_PER_SECOND
+    build = parameters / BUILD_PARAMETERS_PER_SECOND
+    if plan.counters_only:
+        return build + _counting_seconds(case, per_round, on_cuda=plan.on_cuda)
+    timed = plan.rounds_of(case.setting) * (2 if case.implementation == "flash" else 1)
+    return (timed + UNTIMED_ROUNDS) * per_round + build
+
+
+def _counting_seconds(case: Case, per_round: float, *, on_cuda: bool) -> float:
+    if on_cuda:
+        return (COUNTED_ROUNDS + 2) * per_round
+    dispatch = SETTINGS[case.setting].new_tokens * (2 + case.decoder_layers) * HOLLOW_LAYER_SECONDS
+    return dispatch + (COUNTED_ROUNDS * per_round if runs_for_real(case) else 0.0)

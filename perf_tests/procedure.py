@@ -116,9 +116,9 @@ class Procedure:
         }
 
 
-def record_memory(subject: Subject) -> dict[str, Any]:
+def record_memory(subject: Subject, warm_up: Callable[[], None] | None = None) -> dict[str, Any]:
     """The memory pass, under the recorded keys."""
-    memory = measure_memory(subject)
+    memory = measure_memory(subject, warm_up)
     return {
         "model_memory_bytes": memory.model,
         "peak_memory_allocated_bytes": memory.peak_allocated,

@@ -70,6 +70,11 @@ def count_flops(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], re
     return int(torchs(*args, **kwargs, out_val=result)) if torchs is not None else 0
 
 
+def has_formula(operator: Any) -> bool:
+    """Whether the operations of a dispatched ``operator`` count: it is a product, a convolution or attention."""
+    return _own_formula(operator) is not None or operator.overloadpacket in flop_registry
+
+
 @functools.cache
 def _own_formula(operator: Any) -> Formula | None:
     namespace, name, overload = str(operator).split(".")

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from perf_tests import cases
 from perf_tests.cases import IMPLEMENTATIONS, SETTINGS, Case
 from perf_tests.measure import hollow
 from perf_tests.measure.counters import Counters, count_round
-from perf_tests.measure.hollow import EndedEarlyError, Layout, count_hollow_round
-from perf_tests.measure.memory import model_bytes
+from perf_tests.measure.hollow import EndedEarlyError, Layout, count_hollow_round, warm_up_without_products
+from perf_tests.measure.memory import measure_memory, model_bytes
 from perf_tests.models import Weights
 from perf_tests.schema import COUNTED_INFO, validate_run
 from perf_tests.subject import Place, Stage, Subject
@@ -71,6 +72,19 @@ def test_a_hollow_model_takes_the_memory_of_a_real_one(stage: Stage) -> None:
     real.run_round()
     assert model_bytes(hollow_subject.model) == model_bytes(real.model)
     assert hollow_subject.attention_backend() == real.attention_backend()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_the_peak_after_a_warm_up_without_products(
+    implementation: str, dtype: torch.dtype, make_stage: MakeStage
+) -> None:
+    stage = make_stage(dtype)
+    subject = stage.build(implementation)
+    measured = measure_memory(subject, partial(warm_up_without_products, subject))
+    real = stage.build(implementation)
+    assert measured == measure_memory(real)
+    assert torch.equal(subject.generate(), real.generate())
 
 
 def plant_in_flash(monkeypatch: pytest.MonkeyPatch, every: int) -> None:

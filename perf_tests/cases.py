@@ -115,12 +115,6 @@ PAPER_ROWS = (
 LATER_ROWS = (("large-v3", 32), ("large-v3-turbo", 4), ("distil-large-v3", 2))
 
 
-def runs_for_real(case: Case) -> bool:
-    """Whether a round of ``case`` is short enough to be run on a CPU where nothing is timed."""
-    setting = SETTINGS[case.setting]
-    return setting.batch_size * setting.new_tokens <= SHORT_ROUND_TOKENS
-
-
 def _cells(rows: Sequence[tuple[str, int]], settings: Sequence[str]) -> tuple[Cell, ...]:
     return tuple(Cell(*row, setting) for setting in settings for row in rows)
 

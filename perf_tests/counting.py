@@ -7,7 +7,7 @@ a CPU, and on a GPU of all. Parity is not checked: the ordinary tests do, and it
 from functools import partial
 from typing import Any
 
-from .cases import Case, runs_for_real
+from .cases import Case
 from .measure.hollow import count_hollow_round, warm_up_without_products
 from .measure.memory import model_bytes
 from .measure.time import Benchmark
@@ -31,7 +31,7 @@ class Counting(Procedure):
         info = benchmark.extra_info
         info.update(dict.fromkeys(TIMED_ONLY))
         info.update(self.describe(case, subject))
-        if self.plan.on_cuda or runs_for_real(case):
+        if self.plan.computes(case.setting):
             self.progress.phase("memory")
             warm_up = None if self.plan.on_cuda else partial(warm_up_without_products, subject)
             info.update(record_memory(subject, warm_up))
@@ -42,7 +42,7 @@ class Counting(Procedure):
     def count_hollow(self, case: Case, subject: Subject) -> dict[str, Any]:
         """The counters by way of hollow rounds, and the memory's keys where it was not measured."""
         record = counters_record(count_hollow_round(subject, case))
-        if runs_for_real(case):
+        if self.plan.computes(case.setting):
             return record
         return record | {
             "model_memory_bytes": model_bytes(subject.model),

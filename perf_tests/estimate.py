@@ -1,6 +1,6 @@
 """A rough forecast of how long a session takes, for its header. Imports no torch."""
 
-from .cases import CHECKPOINTS, ENCODER_POSITIONS, SETTINGS, Case, runs_for_real
+from .cases import CHECKPOINTS, ENCODER_POSITIONS, SETTINGS, Case
 from .plan import Plan
 
 # What a machine does, order of magnitude only. CPU: a 2-core AMD Zen 5, scaled by the number of cores.
@@ -42,13 +42,13 @@ def _case_seconds(case: Case, plan: Plan, cores: int) -> float:
     parameters = 12 * (dims.encoder_layers + 1.4 * case.decoder_layers) * dims.d_model**2
     build = parameters / BUILD_PARAMETERS_PER_SECOND
     if plan.counters_only:
-        return build + _counting_seconds(case, per_round, on_cuda=plan.on_cuda)
+        return build + _counting_seconds(case, plan, per_round)
     timed = plan.rounds_of(case.setting) * (2 if case.implementation == "flash" else 1)
     return (timed + UNTIMED_ROUNDS) * per_round + build
 
 
-def _counting_seconds(case: Case, per_round: float, *, on_cuda: bool) -> float:
-    if on_cuda:
+def _counting_seconds(case: Case, plan: Plan, per_round: float) -> float:
+    if plan.on_cuda:
         return (COUNTED_ROUNDS + 2) * per_round
     dispatch = SETTINGS[case.setting].new_tokens * (2 + case.decoder_layers) * HOLLOW_LAYER_SECONDS
-    return dispatch + (COUNTED_ROUNDS * per_round if runs_for_real(case) else 0.0)
+    return dispatch + (COUNTED_ROUNDS * per_round if plan.computes(case.setting) else 0.0)

@@ -2,6 +2,7 @@
 
 import math
 import zlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
 SEED = 2023
 WEIGHTS_VERSION = 1
+# A kind of weights for rounds that are counted and not computed.
+ZEROS = "zeros"
+
+TensorMaker = Callable[[str, torch.Size], torch.Tensor]
 
 MODEL_CLASSES: "Mapping[str, type[WhisperForConditionalGeneration]]" = {
     "original": WhisperForConditionalGeneration,
@@ -40,7 +45,8 @@ class Weights:
     def __init__(self, cell: Cell, kind: str) -> None:
         self.cell = cell
         self.kind = kind
-        self._random = make_state_dict(make_config(cell)) if kind == "random" else None
+        makers = {"random": _make_tensor, ZEROS: _make_zeros}
+        self._made = make_state_dict(make_config(cell), makers[kind]) if kind in makers else None
 
     def build(self, implementation: str, device: torch.device, dtype: torch.dtype) -> WhisperForConditionalGeneration:
         """Build ``implementation`` on ``device`` in ``dtype``, in evaluation mode.
@@ -49,11 +55,11 @@ class Weights:
             RuntimeError: the Hub's checkpoint cannot be had.
         """
         model_class, arguments = MODEL_CLASSES[implementation], LOAD_ARGUMENTS[implementation]
-        if self._random is None:
+        if self._made is None:
             model = self._load(model_class, dtype=dtype, **arguments)
         else:
             config = make_config(self.cell)
-            copies = {name: tensor.to(dtype, copy=True) for name, tensor in self._random.items()}
+            copies = {name: tensor.to(dtype, copy=True) for name, tensor in self._made.items()}
             model = model_class.from_pretrained(None, config=config, state_dict=copies, dtype=dtype, **arguments)
             settings = vocabulary_of(config.vocab_size).generation_settings()
             model.generation_config = GenerationConfig(**settings)
@@ -94,7 +100,11 @@ def make_config(cell: Cell) -> WhisperConfig:
     )
 
 
-def make_state_dict(config: WhisperConfig) -> dict[str, torch.Tensor]:
+def _make_zeros(name: str, shape: torch.Size) -> torch.Tensor:
+    return torch.zeros(()).expand(shape)  # one number: every model gets a copy anyway
+
+
+def make_state_dict(config: WhisperConfig, make_tensor: TensorMaker | None = None) -> dict[str, torch.Tensor]:
     """Random float32 weights for ``config``, each tensor from a seed of its own (its name's).
 
     So a model with fewer decoder layers shares the tensors it has with the deeper one. Unlike Transformers'
@@ -105,7 +115,8 @@ def make_state_dict(config: WhisperConfig) -> dict[str, torch.Tensor]:
     with torch.device("meta"):
         shapes = {name: t.shape for name, t in WhisperForConditionalGeneration(config).state_dict().items()}
     shapes.pop("proj_out.weight")  # tied to the token embedding
-    return {name: _make_tensor(name, shape) for name, shape in shapes.items()}
+    make = make_tensor or _make_tensor
+    return {name: make(name, shape) for name, shape in shapes.items()}
 
 
 def _make_tensor(name: str, shape: torch.Size) -> torch.Tensor:

@@ -68,6 +68,11 @@ class Plan(NamedTuple):
             return self.rounds
         return cases.PRESETS[self.preset].rounds.get(setting, cases.SETTINGS[setting].rounds)
 
+    def computes(self, setting: str) -> bool:
+        """Whether rounds of ``setting`` are computed: not where they are only counted and take a CPU minutes."""
+        batch_size, new_tokens, _ = cases.SETTINGS[setting]
+        return not self.counters_only or self.on_cuda or batch_size * new_tokens <= cases.SHORT_ROUND_TOKENS
+
 
 def make_plan(options: Options, probes: Probes) -> Plan:
     """Check every option, also those of cases that end up deselected, and choose what was left open.

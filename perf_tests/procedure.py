@@ -16,7 +16,7 @@ from .measure.counters import Counters, count_round
 from .measure.device import StateWatch
 from .measure.memory import measure_memory
 from .measure.time import Benchmark, time_rounds
-from .models import SEED, WEIGHTS_VERSION, Weights
+from .models import SEED, WEIGHTS_VERSION, ZEROS, Weights
 from .parity import Reference, check_parity, make_reference
 from .plan import Plan
 from .progress import Progress
@@ -32,7 +32,8 @@ class Workspace:
     def __init__(self, cell: Cell, plan: Plan, speech: Speech, place: Place) -> None:
         self.cell = cell
         self.place = place
-        self._weights = Weights(cell, plan.weights)
+        kind = ZEROS if plan.weights == "random" and not plan.computes(cell.setting) else plan.weights
+        self._weights = Weights(cell, kind)
         self._features = make_features(cell, speech)
         self._reference: Reference | None = None
 

@@ -42,11 +42,16 @@ class Formula(NamedTuple):
     operands: tuple[int, ...]
 
 
-# By namespace, operator and overload ("" for all). oneDNN's fused operators are `mkldnn`'s; where something is
-# added to the product ("binary"), it is the second argument.
+# By namespace, operator and overload ("" for all). The plain products torch knows too, but it takes their arguments
+# apart as trees at every call. oneDNN's fused operators are `mkldnn`'s; where something is added to the product
+# ("binary"), it is the second argument.
 OWN = {
     ("aten", "_scaled_dot_product_flash_attention_for_cpu", ""): Formula(attention_flops, (0, 1, 2)),
     ("aten", "_scaled_dot_product_fused_attention_overrideable", ""): Formula(attention_flops, (0, 1, 2)),
+    ("aten", "mm", ""): Formula(product_flops, (0,)),
+    ("aten", "bmm", ""): Formula(product_flops, (0,)),
+    ("aten", "addmm", ""): Formula(product_flops, (1,)),
+    ("aten", "baddbmm", ""): Formula(product_flops, (1,)),
     ("aten", "mv", ""): Formula(matrix_vector_flops, (0,)),
     ("aten", "dot", ""): Formula(matrix_vector_flops, (0,)),
     ("aten", "addmv", ""): Formula(matrix_vector_flops, (1,)),

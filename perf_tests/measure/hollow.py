@@ -122,7 +122,7 @@ def count_hollow_round(subject: Subject, case: Case) -> Counters:
         EndedEarlyError: the numbers decided how many tokens there are.
     """
     with HollowCounter():
-        subject.model.generate(subject.features, **subject.arguments | WARM_UP)
+        subject.model.generate(subject.features, **{**subject.arguments, **WARM_UP})
     with HollowCounter() as counter:
         tokens = subject.generate()
     setting = SETTINGS[case.setting]

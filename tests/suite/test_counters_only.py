@@ -153,6 +153,19 @@ def test_zeros_have_the_layout_and_the_storage_of_a_tensor(shape: tuple[int, ...
     assert not zeros.any()
 
 
+def test_what_has_no_layout_to_be_known_by_or_gives_no_numbers_is_computed() -> None:
+    @torch.library.custom_op("perf_tests_counters::doubled", mutates_args=())
+    def doubled(x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+    numbers = torch.arange(2.0 * hollow.LARGE)
+    with hollow.HollowCounter():
+        by_library, order, product = doubled(numbers), numbers.sort(descending=True).indices, numbers * 2
+    assert torch.equal(by_library, 2 * numbers)
+    assert order[0] == len(numbers) - 1
+    assert not product.any()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("implementation", ["original", "flash"])
 def test_the_true_batch_of_tiny_en(implementation: str) -> None:

@@ -70,8 +70,9 @@ class Plan(NamedTuple):
 
     def computes(self, setting: str) -> bool:
         """Whether rounds of ``setting`` are computed: not where they are only counted and take a CPU minutes."""
-        batch_size, new_tokens, _ = cases.SETTINGS[setting]
-        return not self.counters_only or self.on_cuda or batch_size * new_tokens <= cases.SHORT_ROUND_TOKENS
+        if not self.counters_only or self.on_cuda:
+            return True
+        return cases.SETTINGS[setting].batch_size * cases.SETTINGS[setting].new_tokens <= cases.SHORT_ROUND_TOKENS
 
 
 def make_plan(options: Options, probes: Probes) -> Plan:

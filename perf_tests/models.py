@@ -2,7 +2,6 @@
 
 import math
 import zlib
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +11,7 @@ from transformers.models.whisper.modeling_whisper import sinusoids
 from whisper_flash_attention import WhisperFlashAttentionForConditionalGeneration
 
 from .cases import CHECKPOINTS, Cell
+from .measure.layout import Layout
 from .vocabulary import vocabulary_of
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ SEED = 2023
 WEIGHTS_VERSION = 1
 # A kind of weights for rounds that are counted and not computed.
 ZEROS = "zeros"
-
-TensorMaker = Callable[[str, torch.Size], torch.Tensor]
 
 MODEL_CLASSES: "Mapping[str, type[WhisperForConditionalGeneration]]" = {
     "original": WhisperForConditionalGeneration,
@@ -45,8 +43,7 @@ class Weights:
     def __init__(self, cell: Cell, kind: str) -> None:
         self.cell = cell
         self.kind = kind
-        makers = {"random": _make_tensor, ZEROS: _make_zeros}
-        self._made = make_state_dict(make_config(cell), makers[kind]) if kind in makers else None
+        self._random = make_state_dict(make_config(cell)) if kind == "random" else None
 
     def build(self, implementation: str, device: torch.device, dtype: torch.dtype) -> WhisperForConditionalGeneration:
         """Build ``implementation`` on ``device`` in ``dtype``, in evaluation mode.
@@ -55,17 +52,22 @@ class Weights:
             RuntimeError: the Hub's checkpoint cannot be had.
         """
         model_class, arguments = MODEL_CLASSES[implementation], LOAD_ARGUMENTS[implementation]
-        if self._made is None:
+        if self.kind == "pretrained":
             model = self._load(model_class, dtype=dtype, **arguments)
         else:
             config = make_config(self.cell)
-            copies = {name: tensor.to(dtype, copy=True) for name, tensor in self._made.items()}
+            copies = self._copy(config, dtype)
             model = model_class.from_pretrained(None, config=config, state_dict=copies, dtype=dtype, **arguments)
             settings = vocabulary_of(config.vocab_size).generation_settings()
             model.generation_config = GenerationConfig(**settings)
         model.eval()
         model.to(device)
         return model
+
+    def _copy(self, config: WhisperConfig, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        if self._random is not None:
+            return {name: tensor.to(dtype, copy=True) for name, tensor in self._random.items()}
+        return {name: layout._replace(dtype=dtype).zeros() for name, layout in make_layouts(config).items()}
 
     def _load(
         self, model_class: type[WhisperForConditionalGeneration], **arguments: Any
@@ -100,11 +102,14 @@ def make_config(cell: Cell) -> WhisperConfig:
     )
 
 
-def _make_zeros(name: str, shape: torch.Size) -> torch.Tensor:
-    return torch.zeros(()).expand(shape)  # one number: every model gets a copy anyway
+def make_layouts(config: WhisperConfig) -> dict[str, Layout]:
+    """What the tensors of a state dict for ``config`` look like, by name; the tied projection has none of its own."""
+    with torch.device("meta"):
+        state = WhisperForConditionalGeneration(config).state_dict()
+    return {name: Layout.of(tensor) for name, tensor in state.items() if name != "proj_out.weight"}
 
 
-def make_state_dict(config: WhisperConfig, make_tensor: TensorMaker | None = None) -> dict[str, torch.Tensor]:
+def make_state_dict(config: WhisperConfig) -> dict[str, torch.Tensor]:
     """Random float32 weights for ``config``, each tensor from a seed of its own (its name's).
 
     So a model with fewer decoder layers shares the tensors it has with the deeper one. Unlike Transformers'
@@ -112,11 +117,7 @@ def make_state_dict(config: WhisperConfig, make_tensor: TensorMaker | None = Non
     peaked attention, biases and layer norms that count, logits that depend on audio and on every earlier
     token. An error in a mask or a cache then shows in the logits instead of drowning.
     """
-    with torch.device("meta"):
-        shapes = {name: t.shape for name, t in WhisperForConditionalGeneration(config).state_dict().items()}
-    shapes.pop("proj_out.weight")  # tied to the token embedding
-    make = make_tensor or _make_tensor
-    return {name: make(name, shape) for name, shape in shapes.items()}
+    return {name: _make_tensor(name, layout.shape) for name, layout in make_layouts(config).items()}
 
 
 def _make_tensor(name: str, shape: torch.Size) -> torch.Tensor:

@@ -21,7 +21,7 @@ from .parity import Reference, check_parity, make_reference
 from .plan import Plan
 from .progress import Progress
 from .schema import SCHEMA_VERSION
-from .subject import FEATURES_VERSION, Place, Stage, Subject, make_features
+from .subject import FEATURES_VERSION, Place, Stage, Subject, make_empty_features, make_features
 
 CONTROL = "original"
 
@@ -32,9 +32,12 @@ class Workspace:
     def __init__(self, cell: Cell, plan: Plan, speech: Speech, place: Place) -> None:
         self.cell = cell
         self.place = place
-        kind = ZEROS if plan.weights == "random" and not plan.computes(cell.setting) else plan.weights
-        self._weights = Weights(cell, kind)
-        self._features = make_features(cell, speech)
+        if plan.computes(cell.setting) or plan.weights != "random":
+            self._weights = Weights(cell, plan.weights)
+            self._features = make_features(cell, speech)
+        else:
+            self._weights = Weights(cell, ZEROS)
+            self._features = make_empty_features(cell)
         self._reference: Reference | None = None
 
     def stage(self) -> Stage:

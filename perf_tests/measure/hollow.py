@@ -10,15 +10,15 @@ Everything else (token ids, masks, views, whatever is small) is computed as ever
 touched, so that a batch which would need 20 GB takes next to none.
 """
 
-import mmap
 from collections.abc import Callable, Hashable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from perf_tests.cases import SETTINGS, Case
 from perf_tests.measure.counters import TOKEN_CHOICE, Counters, RoundCounter
 from perf_tests.measure.flops import has_formula
+from perf_tests.measure.layout import Layout
 from perf_tests.subject import Subject
 
 # Elements of all tensor arguments together from which an operator is hollow: below, computing is no slower.
@@ -39,29 +39,6 @@ META_KERNELS: dict[str, Callable[..., torch.Tensor]] = {"mkldnn._linear_pointwis
 
 class EndedEarlyError(RuntimeError):
     """A hollow round did not generate what was forced, so it was not the round that is to be counted."""
-
-
-class Layout(NamedTuple):
-    """What a tensor looks like from outside."""
-
-    shape: torch.Size
-    strides: tuple[int, ...]
-    dtype: torch.dtype
-
-    @classmethod
-    def of(cls, tensor: torch.Tensor) -> "Layout":
-        """The layout of ``tensor``."""
-        return cls(tensor.shape, tensor.stride(), tensor.dtype)
-
-    def zeros(self) -> torch.Tensor:
-        """A tensor of zeros on the CPU, in memory that the system clears at its first use."""
-        reach = sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
-        elements = 0 if 0 in self.shape else reach + 1
-        if not elements:
-            return torch.empty_strided(self.shape, self.strides, dtype=self.dtype)
-        # A mapping of its own, and not calloc: memory that was in use before, calloc would fill.
-        memory = mmap.mmap(-1, elements * self.dtype.itemsize)
-        return torch.frombuffer(memory, dtype=self.dtype).as_strided(self.shape, self.strides)
 
 
 class HollowCounter(RoundCounter):

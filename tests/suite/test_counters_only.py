@@ -15,7 +15,8 @@ from perf_tests import cases
 from perf_tests.cases import IMPLEMENTATIONS, SETTINGS, Case
 from perf_tests.measure import hollow
 from perf_tests.measure.counters import Counters, count_round
-from perf_tests.measure.hollow import EndedEarlyError, Layout, count_hollow_round, warm_up_without_products
+from perf_tests.measure.hollow import EndedEarlyError, count_hollow_round, warm_up_without_products
+from perf_tests.measure.layout import Layout
 from perf_tests.measure.memory import measure_memory, model_bytes
 from perf_tests.models import ZEROS, Weights
 from perf_tests.schema import COUNTED_INFO, validate_run

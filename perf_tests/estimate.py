@@ -12,8 +12,9 @@ GPU_LAYER_SECONDS = 0.25e-3
 BUILD_PARAMETERS_PER_SECOND = 50e6
 # Of one case: warm-ups, memory, parity, counters; these also run the profiler and the reference.
 UNTIMED_ROUNDS = 9
-# Where nothing is timed: two rounds for the memory, on a CPU of short rounds only, and dispatch alone for the counters.
-COUNTED_ROUNDS = 2
+# Where nothing is timed. On a GPU: for the memory two rounds, for the counters three. On a CPU: a round for the memory,
+# where rounds are short, and dispatch alone for the counters.
+COUNTED_ROUNDS_GPU = 5
 HOLLOW_LAYER_SECONDS = 2.5e-3
 
 
@@ -42,13 +43,13 @@ def _case_seconds(case: Case, plan: Plan, cores: int) -> float:
     parameters = 12 * (dims.encoder_layers + 1.4 * case.decoder_layers) * dims.d_model**2
     build = parameters / BUILD_PARAMETERS_PER_SECOND
     if plan.counters_only:
-        return build + _counting_seconds(case, plan, per_round)
+        return _counting_seconds(case, plan, build, per_round)
     timed = plan.rounds_of(case.setting) * (2 if case.implementation == "flash" else 1)
     return (timed + UNTIMED_ROUNDS) * per_round + build
 
 
-def _counting_seconds(case: Case, plan: Plan, per_round: float) -> float:
+def _counting_seconds(case: Case, plan: Plan, build: float, per_round: float) -> float:
     if plan.on_cuda:
-        return (COUNTED_ROUNDS + 2) * per_round
+        return build + COUNTED_ROUNDS_GPU * per_round
     dispatch = SETTINGS[case.setting].new_tokens * (2 + case.decoder_layers) * HOLLOW_LAYER_SECONDS
-    return dispatch + (COUNTED_ROUNDS * per_round if plan.computes(case.setting) else 0.0)
+    return dispatch + (build + per_round if plan.computes(case.setting) else 0.0)

@@ -74,6 +74,7 @@ def test_time_that_only_base_measured_is_missing_unless_it_is_left_out(
     outcome = compare(base, counted_head)
     assert (outcome.code, outcome.verdict(FLASH)) == (1, "MISSING")
     assert "time: measured by BASE, not by HEAD (--perf-counters-only)" in outcome.why(FLASH)
+    assert compare(base, counted_head, "--only", "time").verdict(FLASH) == "MISSING"
     assert compare(base, counted_head, "--only", "counters", "--only", "memory").code == 0
     info_of(counted_head)["flop_count"] += 1
     assert compare(base, counted_head, "--only", "counters").verdict(FLASH) == "REGRESSED"

@@ -93,10 +93,8 @@ def format_bytes(count: int) -> str:
 
 def format_flops(count: int) -> str:
     """Three digits that count: ``42.2 GFLOP``."""
-    for unit, factor in (("TFLOP", 1e12), ("GFLOP", 1e9)):
-        if count >= factor:
-            return f"{count / factor:#.3g} {unit}"
-    return f"{count / 1e6:#.3g} MFLOP"
+    unit, factor = ("TFLOP", 1e12) if count >= 1e12 else ("GFLOP", 1e9)
+    return f"{f'{count / factor:#.3g}'.rstrip('.')} {unit}"
 
 
 def format_speedup(speedup: dict[str, float | None]) -> str:

@@ -75,6 +75,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="random",
         help=f"{' or '.join(WEIGHTS)}. Pretrained runs the full-depth rows only. Default: random (seeded).",
     )
+    add(
+        "--perf-counters-only",
+        action="store_true",
+        help="Count instead of timing: ATen ops and FLOPs of every case, and the peak memory of those with short"
+        " rounds (`single`). Exact, so any machine can gate on it. Parity is not checked.",
+    )
     select = {"action": "append", "default": []}
     add(
         "--perf-checkpoint",
@@ -129,6 +135,7 @@ def read_options(config: pytest.Config) -> Options:
         decoder_layers=tuple(value("perf_decoder_layers")),
         settings=tuple(value("perf_setting")),
         implementations=tuple(value("perf_implementation")),
+        counters_only=value("perf_counters_only"),
     )
 
 

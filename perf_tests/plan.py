@@ -39,6 +39,7 @@ class Options(NamedTuple):
     decoder_layers: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
     implementations: tuple[str, ...] = ()
+    counters_only: bool = False
 
 
 class Probes(NamedTuple):
@@ -74,6 +75,7 @@ class Plan(NamedTuple):
     precision: float
     case_budget: float
     control_after: bool
+    counters_only: bool
     cases: tuple[cases.Case, ...]
 
     @property
@@ -92,6 +94,12 @@ class Plan(NamedTuple):
         if self.rounds is not None:
             return None
         return Aim(self.rounds_of(setting), self.precision, self.case_budget)
+
+    def computes(self, setting: str) -> bool:
+        """Whether rounds of ``setting`` are computed: not where they are only counted and take a CPU minutes."""
+        if not self.counters_only or self.on_cuda:
+            return True
+        return cases.SETTINGS[setting].batch_size * cases.SETTINGS[setting].new_tokens <= cases.SHORT_ROUND_TOKENS
 
 
 def make_plan(options: Options, probes: Probes) -> Plan:
@@ -136,6 +144,7 @@ def make_plan(options: Options, probes: Probes) -> Plan:
         precision=precision,
         case_budget=cases.PRESETS[preset].case_budget_seconds if case_budget is None else case_budget,
         control_after=options.control_after,
+        counters_only=options.counters_only,
         cases=chosen,
     )
 
@@ -186,6 +195,11 @@ def _read_aim(options: Options) -> tuple[float, float | None]:
     """The precision, relative, and the time budget of a case in seconds where one was given."""
     typed = {"--perf-precision": options.precision, "--perf-case-budget": options.case_budget}
     given = [option for option, text in typed.items() if text is not None]
+    if options.counters_only:
+        given += ["--perf-rounds"] if options.rounds is not None else []
+        given += ["--perf-control-after"] if options.control_after else []
+        if given:
+            raise BadInputError(f"{given[0]}: --perf-counters-only times nothing; leave one of the two out")
     if options.rounds is not None and given:
         raise BadInputError(f"{given[0]}: --perf-rounds fixes the number of rounds; give one or the other")
     precision = DEFAULT_PRECISION_PERCENT

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 
-from perf_tests.schema import EXTRA_INFO
+from perf_tests.schema import COUNTED_INFO, EXTRA_INFO
 
 from .calibration import Noise
 from .pairs import Pair
@@ -22,6 +22,8 @@ from .verdicts import CaseResult, Finding, Verdict, conclude
 
 UNCORRECTED = "uncorrected time"
 OPTIONAL = frozenset(field.name for field in EXTRA_INFO if field.nullable)
+OPTIONAL_COUNTED = frozenset(field.name for field in COUNTED_INFO if field.nullable)
+COUNTING = "--perf-counters-only"
 NOT_MEASURED = "passed in perf_cases, but nothing measured was saved"
 
 
@@ -44,7 +46,7 @@ def judge_case(pair: Pair, rules: Rules, noise: Noise) -> CaseResult:
         exact = [*MEMORY] if "memory" in rules.kinds else []
         exact += COUNTERS if "counters" in rules.kinds else ()
         findings += [f for metric in exact if (f := _judge_exact(base, head, metric, rules)) is not None]
-        if PARITY in rules.kinds:
+        if PARITY in rules.kinds and not (base.counted and head.counted):
             findings.append(_judge_parity(base, head))
     return conclude(pair.id, findings)
 
@@ -64,6 +66,13 @@ def _judge_new(case_id: str, base: Record | None, head: Record) -> CaseResult:
 
 
 def _judge_time(base: Record, head: Record, practical: float, noise: Noise) -> Iterator[Finding]:
+    if base.counted or head.counted:
+        if not base.counted:
+            reason = f"time: measured by BASE, not by HEAD ({COUNTING}); --only counters compares the rest"
+            yield Finding(TIME, Verdict.MISSING, reason)
+        elif not head.counted:
+            yield Finding(TIME, None, f"time: not measured by BASE ({COUNTING})")
+        return
     raw = uncorrected_change(base.seconds, head.seconds)
     text = f"{UNCORRECTED} {percent(raw)}"
     if not base.control_seconds and not head.control_seconds:
@@ -147,7 +156,7 @@ def _disturbances(base: Record, head: Record) -> Iterator[str]:
 def _judge_exact(base: Record, head: Record, metric: str, rules: Rules) -> Finding | None:
     ours, theirs = base.exact.get(metric), head.exact.get(metric)
     if ours is None and theirs is None:
-        if metric in OPTIONAL:
+        if metric in (OPTIONAL_COUNTED if base.counted and head.counted else OPTIONAL):
             return None
         return Finding(metric, Verdict.AMBIGUOUS, f"{metric}: recorded by neither run")
     if theirs is None:

@@ -30,8 +30,9 @@ class Parity(NamedTuple):
 
 
 class Record(NamedTuple):
-    """A case of a run. ``measured`` is false where there is nothing but an outcome.
+    """A case of a run.
 
+    ``measured`` is false where there is nothing but an outcome, ``counted`` true where nothing was timed on purpose.
     ``seconds`` are the rounds, ``control_seconds`` the control's, paired with them; both empty where times were not
     looked at. ``process_rounds`` says how many of them each process measured, empty where there was but one.
     ``definition`` holds ``case_definition`` and the keys of ``DEFINITION``, empty in a plain record.
@@ -42,6 +43,7 @@ class Record(NamedTuple):
     reason: str | None
     measured: bool = False
     plain: bool = False
+    counted: bool = False
     implementation: str | None = None
     definition: Mapping[str, object] = {}
     seconds: tuple[float, ...] = ()

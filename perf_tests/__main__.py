@@ -23,6 +23,7 @@ COMMANDS: dict[str, Command] = {
     "compare": Command("perf_tests.regression.command", "two saved runs: what got slower, fatter or wrong"),
     "promote": Command("perf_tests.regression.promote", "make a saved run the baseline of a name"),
     "merge": Command("perf_tests.regression.merge", "shards of one run into one"),
+    "report": Command("perf_tests.report.command", "tables, charts and history of saved runs"),
     "peers": Command("perf_tests.peers.command", "this model against the original, faster-whisper and openai-whisper"),
 }
 

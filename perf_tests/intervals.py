@@ -1,5 +1,6 @@
 """Statistics of paired rounds: the speed-up of flash over its control, with an interval. Imports no torch."""
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -50,3 +51,18 @@ def estimate_speedup(control_seconds: Sequence[float], seconds: Sequence[float])
         rng=np.random.default_rng(SEED),
     ).confidence_interval
     return Estimate(median, float(interval.low), float(interval.high))
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """The distribution-free 95 % interval of a median: the narrowest pair of order statistics that covers it.
+
+    The number of values below the true median is binomial with p = 1/2 (David and Nagaraja, "Order Statistics", 7.1).
+    Fewer than six values have no such interval.
+    """
+    ordered = sorted(values)
+    count = len(ordered)
+    rank, below = 0, 0.5**count
+    while rank < count and 2 * below <= 1 - CONFIDENCE:
+        rank += 1
+        below += math.comb(count, rank) * 0.5**count
+    return (ordered[rank - 1], ordered[count - rank]) if rank else None

@@ -27,7 +27,7 @@ def finish(drawing: alt.Chart | alt.LayerChart, *, height: int | Mapping[str, in
     """The specification: as wide as its place in the page, checked against Vega-Lite's schema."""
     spec: dict[str, Any] = drawing.properties(
         width="container",
-        height=alt.Step(height["step"]) if isinstance(height, Mapping) else height,
+        height=alt.Step(height["step"], **{"for": "position"}) if isinstance(height, Mapping) else height,
         autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
         description=description,
     ).to_dict()

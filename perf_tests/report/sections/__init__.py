@@ -1,6 +1,7 @@
 """The page's sections, one file each.
 
-To add one, write a function from a ``Subject`` to a ``Section`` and name it in ``SECTIONS``. A section is made of what ``perf_tests.report.content`` has; the template shows any. ``None`` leaves it out.
+To add one, write a function from a ``Subject`` to a ``Section`` and name it in ``SECTIONS``. A section is made of what
+``perf_tests.report.content`` has, and the template shows any; ``None`` leaves it out.
 """
 
 from collections.abc import Callable

@@ -50,10 +50,10 @@
     figure.hidden = Boolean(chart.needs) && empty(columns[chart.needs]);
     if (figure.hidden) return;
     views[id]?.finalize();
-    const spec = { ...chart.spec, datasets: { rows: rowsOf(chart) } };
+    const spec = { ...chart.spec, datasets: { ...chart.spec.datasets, rows: rowsOf(chart) } };
     // Without `eval`: expressions are interpreted, as the page's security policy asks for.
     views[id] = await vegaEmbed(figure.querySelector(".plot"), spec, {
-      mode: "vega-lite", renderer: "svg", actions: false, ast: true, config, tooltip: { theme: "custom" },
+      mode: "vega-lite", renderer: "svg", actions: false, ast: true, config, logLevel: 1, tooltip: { theme: "custom" },
       loader: { target: "_blank" },
     });
   }

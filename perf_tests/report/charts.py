@@ -23,16 +23,21 @@ def chart() -> alt.Chart:
     return alt.Chart(alt.NamedData(ROWS))
 
 
-def finish(drawing: alt.Chart | alt.LayerChart, *, height: int | Mapping[str, int], description: str) -> dict[str, Any]:
+def finish(drawing: alt.Chart | alt.LayerChart, *, height: int, description: str) -> dict[str, Any]:
     """The specification: as wide as its place in the page, checked against Vega-Lite's schema."""
     spec: dict[str, Any] = drawing.properties(
         width="container",
-        height=alt.Step(height["step"], **{"for": "position"}) if isinstance(height, Mapping) else height,
+        height=height,
         autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
         description=description,
     ).to_dict()
     del spec["config"]  # the page's
     return spec
+
+
+def height_of(rows: Sequence[Mapping[str, Any]], step: int = ROW_HEIGHT) -> int:
+    """Room for the cells of ``rows``, each ``step`` pixels high."""
+    return step * len({row["label"] for row in rows})
 
 
 def cell_axis() -> alt.Y:

@@ -52,7 +52,7 @@ def show_count(count: float | None) -> str:
 
 def show_significant(value: float | None) -> str:
     """Three digits that count."""
-    return "" if value is None else f"{value:#.3g}".removesuffix(".")
+    return "" if value is None else f"{value:#.3g}".removesuffix(".") if value else "0"
 
 
 def show_change(fraction: float | None) -> str:

@@ -67,10 +67,10 @@ class CaseView:
     @property
     def median_seconds(self) -> float | None:
         """The median round."""
+        if self.seconds:
+            return median(self.seconds)
         recorded = number(mapping(self.bench.get("stats")).get("median"))
-        if recorded is not None and recorded > 0:
-            return recorded
-        return median(self.seconds) if self.seconds else None
+        return recorded if recorded is not None and recorded > 0 else None
 
     @property
     def rounds(self) -> int | None:
@@ -137,7 +137,7 @@ def view_run(path: Path, name: str) -> RunView:
     Raises:
         BadInputError: it is no run, or it was cut short; one line that names it.
     """
-    document = parse_document(read_bytes(path), path)
+    document = _parse(read_bytes(path), path)
     commit = mapping(document.get("commit_info"))
     try:
         measured = dict(_named(document["benchmarks"]))
@@ -154,6 +154,18 @@ def view_run(path: Path, name: str) -> RunView:
         cases=tuple(_view_cases(measured, document.get("perf_cases"))),
         plain="perf_cases" not in document,
     )
+
+
+def _parse(content: bytes, path: Path) -> Mapping[str, Any]:
+    """Read fast what is plain JSON; the rest (NaN, byte order marks, broken files) as the gate does."""
+    import orjson
+
+    try:
+        document = orjson.loads(content)
+    except orjson.JSONDecodeError:
+        document = None
+    whole = isinstance(document, dict) and isinstance(document.get("benchmarks"), list)
+    return document if whole else parse_document(content, path)
 
 
 def _named(benchmarks: Iterable[object]) -> Iterable[tuple[str, Mapping[str, Any]]]:
@@ -199,10 +211,13 @@ def _text(value: object) -> str | None:
 
 def _times(values: object) -> tuple[float, ...]:
     """Positive seconds; none at all where one of them is no time."""
-    if not isinstance(values, list):
+    if not isinstance(values, list) or not values or not {*map(type, values)} <= {int, float}:
         return ()
-    times = tuple(seconds for value in values if (seconds := number(value)) is not None and seconds > 0)
-    return times if len(times) == len(values) else ()
+    try:
+        usable = min(values) > 0 and math.isfinite(sum(values))  # a sum with NaN or infinity in it is one
+    except OverflowError:
+        return ()
+    return tuple(values) if usable else ()
 
 
 def _known_parameters(case_id: str) -> Mapping[str, Any]:

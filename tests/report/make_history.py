@@ -38,7 +38,7 @@ def make_history(
     step: tuple[int, float] | None = None,
     distinct: int = 1000,
 ) -> list[Path]:
-    """Save `count` runs, an hour apart, in pytest-benchmark's form; from run `step[0]` on flash takes `step[1]` as long.
+    """Save `count` runs, an hour apart, as pytest-benchmark does; from run `step[0]` on flash takes `step[1]` as long.
 
     More than `distinct` runs repeat the rounds of earlier ones, so that many can be made in little time.
     """

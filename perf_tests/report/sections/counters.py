@@ -83,7 +83,7 @@ def _chart(rows: Sequence[Row], keys: Sequence[str]) -> Chart | None:
     )
     spec = charts.finish(
         alt.layer(charts.rule_at(1), points),
-        height={"step": charts.ROW_HEIGHT},
+        height=charts.height_of(data),
         description="Exact counters of flash relative to the original, by cell; left of 1 is less.",
     )
     return Chart("Exact counters, flash / original", spec, columns_of(data), wide=True)

@@ -77,7 +77,7 @@ def _chart(cases: Sequence[tuple[Row, CaseView]], present: Sequence[str]) -> Cha
             x=alt.X("start:Q", title="peak memory, MB"),
             x2="end:Q",
             color=charts.implementation_colour(present),
-            opacity=alt.Opacity("part:N", scale=opacity, legend=alt.Legend(title=None)),
+            opacity=alt.Opacity("part:O", scale=opacity, legend=alt.Legend(title=None)),
             tooltip=[
                 charts.tip("label:N", "cell"),
                 charts.tip("implementation:N", "implementation"),
@@ -89,7 +89,7 @@ def _chart(cases: Sequence[tuple[Row, CaseView]], present: Sequence[str]) -> Cha
     )
     spec = charts.finish(
         bars,
-        height={"step": 12 * max(2, len(present)) + 8},
+        height=charts.height_of(data, 12 * max(2, len(present)) + 8),
         description="Peak memory by cell and implementation, weights and what comes on top.",
     )
     return Chart("Peak memory", spec, columns_of(data), wide=True)

@@ -29,7 +29,7 @@ def _facts(subject: Subject) -> list[Fact]:
         facts.append(Fact(f"{faster} of {len(speedups)}", "cells faster than the original", mark))
     ratios = [ratio for row in subject.rows if (ratio := row.relative("flash", MEMORY)) is not None]
     if ratios:
-        span = show_ratio(min(ratios)) if len(ratios) == 1 else f"{min(ratios):.2f} to {max(ratios):.2f}"
+        span = " to ".join(dict.fromkeys([show_ratio(min(ratios)), show_ratio(max(ratios))]))
         facts.append(Fact(span, "peak memory, flash / original", "good" if max(ratios) <= 1 else "bad"))
     checks = [case.parity["tokens_equal"] for case in subject.run.cases if "tokens_equal" in case.parity]
     if checks:
@@ -67,9 +67,10 @@ def _speedups(rows: Sequence[Row]) -> Chart | None:
         data[-1] |= {"shown": shown}
     return _dots(
         data,
-        title="Speed-up of flash, control / flash",
-        axis="speed-up (original's time / flash's, paired rounds), 95 % interval",
+        title="Speed-up of flash",
+        axis="speed-up, control / flash",
         description="Speed-up of flash over the original by cell, with 95 % intervals; right of 1 is faster.",
+        caption="Right of 1 is faster. Medians of paired rounds; the bars are 95 % intervals.",
         interval=True,
     )
 
@@ -84,14 +85,15 @@ def _memory(rows: Sequence[Row]) -> Chart | None:
     return _dots(
         data,
         title="Peak memory of flash / original",
-        axis="peak memory ratio (flash / original), weights included; exact",
+        axis="peak memory, flash / original",
         description="Peak memory of flash relative to the original by cell; left of 1 is less.",
+        caption="Left of 1 is less. Exact, weights included.",
         interval=False,
     )
 
 
 def _dots(
-    data: Sequence[dict[str, object]], *, title: str, axis: str, description: str, interval: bool
+    data: Sequence[dict[str, object]], *, title: str, axis: str, description: str, caption: str, interval: bool
 ) -> Chart | None:
     import altair as alt
 
@@ -114,5 +116,5 @@ def _dots(
             x=alt.X("low:Q", title=axis), x2="high:Q", color=charts.state_colour(states)
         )
         layers.insert(1, bars)
-    spec = charts.finish(alt.layer(*layers), height={"step": 28}, description=description)
-    return Chart(title, spec, columns_of(data))
+    spec = charts.finish(alt.layer(*layers), height=charts.height_of(data, 28), description=description)
+    return Chart(title, spec, columns_of(data), caption)

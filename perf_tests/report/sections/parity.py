@@ -82,9 +82,7 @@ def _chart(checked: Sequence[tuple[Row, CaseView]], present: Sequence[str]) -> C
         .mark_point(filled=True, size=80, opacity=0.9)
         .encode(
             y=charts.cell_axis(),
-            x=alt.X(
-                "used:Q", title="largest error / allowed error (logarithmic)", scale=alt.Scale(type="log", padding=12)
-            ),
+            x=alt.X("used:Q", title="error / allowed (logarithmic)", scale=alt.Scale(type="log", padding=12)),
             color=charts.implementation_colour(drawn),
             shape=charts.implementation_shape(drawn),
             tooltip=[
@@ -98,7 +96,13 @@ def _chart(checked: Sequence[tuple[Row, CaseView]], present: Sequence[str]) -> C
     )
     spec = charts.finish(
         alt.layer(charts.rule_at(1), points),
-        height={"step": charts.ROW_HEIGHT},
+        height=charts.height_of(data),
         description="Largest error of the logits over the allowed error, by cell and implementation; left of 1 passes.",
     )
-    return Chart("Largest error / allowed error", spec, columns_of(data), "Errors of 0 are not drawn.", wide=True)
+    return Chart(
+        "Largest error / allowed error",
+        spec,
+        columns_of(data),
+        "Left of 1 passes. Errors of 0 are not drawn.",
+        wide=True,
+    )

@@ -103,7 +103,7 @@ def _chart(timed: Sequence[tuple[Row, CaseView]], present: Sequence[str]) -> Cha
     )
     spec = charts.finish(
         alt.layer(rounds, bars, points),
-        height={"step": 14 * max(2, len(present)) + 10},
+        height=charts.height_of(data, 14 * max(2, len(present)) + 10),
         description="Time per round by cell and implementation: raw rounds, medians and their 95 % intervals.",
     )
     caption = "Ticks are rounds, the symbol is their median, the bar its 95 % interval."

@@ -68,7 +68,7 @@ def _chart(comparison: Comparison) -> Chart | None:
     present = list(dict.fromkeys(one["verdict"] for one in data))
     scale = alt.Scale(domain=present, range=[COLOURS.get(name, "var(--bad)") for name in present])  # type: ignore[call-overload]
     colour = alt.Color("verdict:N", scale=scale, legend=alt.Legend(title=None))
-    title = "change of the control-corrected time, 95 % interval; right of 0 is slower"
+    title = "change of the control-corrected time"
     axis = alt.Axis(format="+%")
     tips = [
         charts.tip("label:N", "case"),
@@ -84,7 +84,8 @@ def _chart(comparison: Comparison) -> Chart | None:
     )
     spec = charts.finish(
         alt.layer(charts.rule_at(0), bars, points),
-        height={"step": 26},
+        height=charts.height_of(data, 26),
         description="Change of the control-corrected time from BASE to HEAD, by case, with 95 % intervals.",
     )
-    return Chart("Change of time", spec, columns_of(data), wide=True)
+    caption = "Right of 0 is slower. The bars are 95 % intervals."
+    return Chart("Change of time from BASE to HEAD", spec, columns_of(data), caption, wide=True)

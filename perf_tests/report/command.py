@@ -90,9 +90,17 @@ def _verdict(gathered: Gathered) -> "Section | None":
         base, head = (read_run(one.path, one.name) for one in gathered.paths)
         config = read_config(find_config())
         rules = Rules(patterns=config.thresholds, accepted=config.accepted)
-        return verdict.build(compare_runs(base, head, rules))
+        return verdict.build(compare_runs(base, head, rules), _labels(gathered))
     except BadInputError as error:
         return verdict.refused(str(error))
+
+
+def _labels(gathered: Gathered) -> dict[str, str]:
+    """Short names of flash's cases, which are those that have a verdict on time."""
+    from .rows import rows_of
+
+    rows = [row for machine in gathered.machines for row in rows_of(machine.latest)]
+    return {row.cases["flash"].id: row.label for row in rows if "flash" in row.cases}
 
 
 def _check_outputs(outputs: Sequence[Path], runs: Sequence[Found]) -> None:

@@ -64,7 +64,7 @@ class Fact(NamedTuple):
 
 
 class Section(NamedTuple):
-    """One section of the page; what it does not have is not shown."""
+    """One section of the page; what it does not have is not shown. Each line of ``text`` is a paragraph."""
 
     id: str
     title: str

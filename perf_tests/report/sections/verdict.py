@@ -1,5 +1,6 @@
 """The gate's verdict over two runs. It stands above the machines, so it is no section of one of them."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from perf_tests.regression.comparison import Comparison
@@ -9,11 +10,15 @@ from perf_tests.regression.verdicts import COULD_NOT_JUDGE, FAILING, Verdict
 from perf_tests.report import charts
 from perf_tests.report.content import Cell, Chart, Section, Table, columns_of, text_cell
 
-COLOURS = {Verdict.IMPROVED: "var(--good)", Verdict.PASS: "var(--muted)", Verdict.AMBIGUOUS: "var(--eager)"}
+COLOURS: dict[str, str] = {
+    Verdict.IMPROVED: "var(--good)",
+    Verdict.PASS: "var(--muted)",
+    Verdict.AMBIGUOUS: "var(--eager)",
+}
 
 
-def build(comparison: Comparison) -> Section:
-    """What is worse first, then all cases."""
+def build(comparison: Comparison, labels: Mapping[str, str]) -> Section:
+    """What is worse first, then all cases; ``labels`` are short names of cases, for the chart."""
     told = [case for case in comparison.by_badness() if case.verdict is not Verdict.PASS]
     tables = []
     if told:
@@ -25,11 +30,11 @@ def build(comparison: Comparison) -> Section:
     ]
     numeric = frozenset(range(2, 2 + len(COLUMNS)))
     tables.append(Table("All cases, change from BASE to HEAD", ("verdict", "case", *COLUMNS), rows, numeric))
-    chart = _chart(comparison)
+    chart = _chart(comparison, labels)
     return Section(
         "verdict",
         comparison.summary(),
-        f"BASE {comparison.base}. HEAD {comparison.head}.",
+        f"BASE: {comparison.base}\nHEAD: {comparison.head}",
         charts=[chart] if chart else [],
         tables=tables,
         notes=[
@@ -53,7 +58,7 @@ def _verdict_cell(verdict: Verdict) -> Cell:
     return Cell(str(verdict), verdict.badness, mark=_mark(verdict))
 
 
-def _chart(comparison: Comparison) -> Chart | None:
+def _chart(comparison: Comparison, labels: Mapping[str, str]) -> Chart | None:
     import altair as alt
 
     data: list[dict[str, Any]] = []
@@ -62,11 +67,13 @@ def _chart(comparison: Comparison) -> Chart | None:
         if time is not None and time.change is not None:
             low, high = (time.change if end is None else end for end in (time.low, time.high))
             figures = {"change": time.change, "low": low, "high": high}
-            data.append({"label": case.id, "verdict": str(time.verdict or "not judged"), **figures})
+            data.append(
+                {"label": labels.get(case.id, case.id), "verdict": str(time.verdict or "not judged"), **figures}
+            )
     if not data:
         return None
     present = list(dict.fromkeys(one["verdict"] for one in data))
-    scale = alt.Scale(domain=present, range=[COLOURS.get(name, "var(--bad)") for name in present])  # type: ignore[call-overload]
+    scale = alt.Scale(domain=present, range=[COLOURS.get(name, "var(--bad)") for name in present])
     colour = alt.Color("verdict:N", scale=scale, legend=alt.Legend(title=None))
     title = "change of the control-corrected time"
     axis = alt.Axis(format="+%")
@@ -80,7 +87,8 @@ def _chart(comparison: Comparison) -> Chart | None:
     base = charts.chart().encode(y=charts.cell_axis(), color=colour, tooltip=tips)
     bars = base.mark_rule(strokeWidth=3).encode(x=alt.X("low:Q", title=title, axis=axis), x2="high:Q")
     points = base.mark_point(filled=True, size=90, opacity=1).encode(
-        x=alt.X("change:Q", title=title, axis=axis), shape=alt.Shape("verdict:N", legend=alt.Legend(title=None))
+        x=alt.X("change:Q", title=title, axis=axis),
+        shape=alt.Shape("verdict:N", scale=alt.Scale(domain=present), legend=alt.Legend(title=None)),
     )
     spec = charts.finish(
         alt.layer(charts.rule_at(0), bars, points),

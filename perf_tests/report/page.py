@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,6 +85,7 @@ def _chart(chart: Chart, prefix: str) -> dict[str, Any]:
     return {"spec": chart.spec, "rows": chart.rows}
 
 
+@cache
 def _library() -> str:
     """Vega, Vega-Lite and vega-embed, as one script that leaves ``vegaEmbed`` behind."""
     import vl_convert

@@ -26,7 +26,7 @@ class CaseView:
     """One case of a run, measured or not. Times in seconds, memory in bytes."""
 
     def __init__(self, case_id: str, outcome: str, reason: str | None, bench: Mapping[str, Any]) -> None:
-        self.id = case_id
+        self.id = _text(case_id) or ""
         self.outcome = outcome
         self.reason = reason
         self.bench = bench
@@ -206,7 +206,8 @@ def number(value: object) -> float | None:
 
 
 def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None
+    """Text that any file can hold: JSON may spell half a surrogate pair."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else None
 
 
 def _times(values: object) -> tuple[float, ...]:

@@ -14,7 +14,10 @@ from tests.regression.make_runs import FLASH, info_of, make_run, save, set_outco
 from .conftest import Outcome
 from .pages import Page, data_of
 
-EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'`| [a](javascript:alert(3)) @team #1 \x1b[31m\ud800"
+EVIL = (
+    "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'`|"
+    " [a](javascript:alert(3)) @team #1 \x1b[31m\ud800"
+)
 
 
 def evil_run(seed: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from perf_tests.intervals import Estimate
 from perf_tests.plan import BadInputError
 from perf_tests.regression.records import Unreadable
 from perf_tests.regression.runs import check_version, parse_document, read_bytes
-from perf_tests.regression.text import clean
+from perf_tests.regression.text import LONGEST, clean
 
 GENERATE = "test_generate"
 
@@ -206,8 +206,10 @@ def number(value: object) -> float | None:
 
 
 def _text(value: object) -> str | None:
-    """Text that any file can hold: JSON may spell half a surrogate pair."""
-    return value.encode(errors="replace").decode() if isinstance(value, str) else None
+    """A line of printable text."""
+    if not isinstance(value, str):
+        return None
+    return value if value.isprintable() and len(value) <= LONGEST else clean(value)
 
 
 def _times(values: object) -> tuple[float, ...]:

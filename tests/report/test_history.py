@@ -73,7 +73,7 @@ def test_a_page_marks_the_change_and_its_commit(report: Report, tmp_path: Path) 
     assert float(change[5].removesuffix(" %")) == pytest.approx(-9, abs=1.5)
     assert f"https://example.org/commit/{commit_at(14)}" in page.links
     choice = history_of(outcome.html)
-    assert [name for name in choice["choices"]] == [FLASH, ORIGINAL]
+    assert list(choice["choices"]) == [FLASH, ORIGINAL]
     assert [index for index, text in enumerate(choice["choices"][FLASH]["change"]) if text] == [14]
     assert choice["choices"][FLASH]["length"] == 24
     assert choice["choices"][ORIGINAL]["change"] is None

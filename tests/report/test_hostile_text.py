@@ -1,5 +1,6 @@
 """Whatever text a JSON holds: it is shown, and it does nothing, in HTML, Markdown and CSV."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def test_markdown(report: Callable[..., Outcome], tmp_path: Path) -> None:
     text = report(save(run, tmp_path / "run.json")).markdown
     assert "<script" not in text
     assert "<img" not in text
-    assert "](javascript" not in text
+    assert not re.search(r"(?<!\\)\]\(javascript", text)
     assert "@team" not in text
     assert "#1" not in text
     assert "\x1b" not in text
@@ -85,4 +86,4 @@ def test_csv(tmp_path: Path) -> None:
     (machine,) = gather([Found(path, path.name)]).machines
     (written,) = write_spreadsheets(rows_of(machine.latest), tmp_path / "out")
     assert written.name == "single-flash.csv"
-    assert written.read_text().splitlines()[1] == '"\'@SUM(1) ,""",4,,,0.180,20.43'
+    assert written.read_text().splitlines()[1] == '"\'@SUM(1) ,""",4,,,0.180,20.57'

@@ -26,9 +26,9 @@ _LEAST_SIGMA = 1e-4
 
 
 class ChangePoint(NamedTuple):
-    """``index`` is the first run after the change; ``before`` and ``after`` are the medians of both segments."""
+    """``place`` is the first run after the change; ``before`` and ``after`` are the medians of both segments."""
 
-    index: int
+    place: int
     before: float
     after: float
 
@@ -46,13 +46,13 @@ def find_change_points(values: Sequence[float]) -> list[ChangePoint]:
     while len(bounds) > 2:
         levels = [median(values[start:end]) for start, end in pairwise(bounds)]
         changes = [
-            ChangePoint(index, before, after)
-            for index, (before, after) in zip(bounds[1:], pairwise(levels), strict=False)
+            ChangePoint(place, before, after)
+            for place, (before, after) in zip(bounds[1:], pairwise(levels), strict=False)
         ]
         smallest = min(changes, key=lambda change: abs(math.log(change.after / change.before)))
         if abs(math.log(smallest.after / smallest.before)) >= math.log1p(LEAST_CHANGE):
             return changes
-        bounds.remove(smallest.index)
+        bounds.remove(smallest.place)
     return []
 
 

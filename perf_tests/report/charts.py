@@ -23,8 +23,9 @@ def chart() -> alt.Chart:
     return alt.Chart(alt.NamedData(ROWS))
 
 
-def finish(drawing: alt.Chart | alt.LayerChart, *, height: int, description: str) -> dict[str, Any]:
-    """The specification: as wide as its place in the page, checked against Vega-Lite's schema."""
+def finish(*layers: alt.Chart, height: int, description: str) -> dict[str, Any]:
+    """The specification of one or more layers: as wide as its place in the page, checked against Vega-Lite's schema."""
+    drawing: Any = alt.layer(*layers) if len(layers) > 1 else layers[0]
     spec: dict[str, Any] = drawing.properties(
         width="container",
         height=height,
@@ -88,6 +89,6 @@ def tip(field: str, title: str, form: str | None = None) -> alt.Tooltip:
 
 def rule_at(value: float) -> alt.Chart:
     """A vertical line at a value that means something."""
-    return (
-        alt.Chart(alt.InlineData([{"at": value}])).mark_rule(strokeDash=[4, 3], color="var(--muted)").encode(x="at:Q")
-    )
+    line = alt.Chart(alt.InlineData([{"at": value}])).mark_rule(strokeDash=[4, 3], color="var(--muted)")
+    marked: alt.Chart = line.encode(x="at:Q")
+    return marked

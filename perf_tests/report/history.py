@@ -73,7 +73,7 @@ def _series(key: tuple[str, str], indices: Sequence[int], runs: Sequence[History
     points = tuple(runs[index].points[key] for index in indices)
     corrected = [(place, point.speedup) for place, point in enumerate(points) if point.speedup is not None]
     changes = [
-        change._replace(index=corrected[change.index][0])
+        change._replace(place=corrected[change.place][0])
         for change in find_change_points([speedup for _, speedup in corrected])
     ]
     return Series(*key, tuple(indices), points, tuple(changes))

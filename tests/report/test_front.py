@@ -19,18 +19,19 @@ SMALL = ("--checkpoint", "tiny.en", "--decoder-layers", "2", "--setting", "singl
 
 
 def test_it_measures_prints_and_writes(tmp_path: Path) -> None:
-    command = [sys.executable, "benchmark_flash_attention.py", *SMALL, "--output", str(tmp_path)]
+    folder = tmp_path / "out"
+    command = [sys.executable, "benchmark_flash_attention.py", *SMALL, "--output", str(folder)]
     result = run([*command, "--", "-p", "tests.suite.small_checkpoints", "-p", "no:cacheprovider"])
     assert result.returncode == 0, result.stdout + result.stderr
     assert "| Checkpoint | Dec layers | Memory Orig / GB |" in result.stdout
     assert result.stdout.count("tiny.en-2-single-") >= 2  # the progress
     names = ["run.json", "single-flash.csv", "single-original.csv", "tables.md"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == names
-    header, row = csv.reader((tmp_path / "single-flash.csv").read_text().splitlines())
+    assert sorted(path.name for path in folder.iterdir()) == names
+    header, row = csv.reader((folder / "single-flash.csv").read_text().splitlines())
     assert header == ["Checkpoint", "Dec layers", "Params / M", "Compression / %", "VRAM / GB", "Runtime / s"]
     assert row[:2] == ["tiny.en", "2"]
     assert float(row[5]) > 0
-    assert (tmp_path / "tables.md").read_text() in result.stdout
+    assert (folder / "tables.md").read_text() in result.stdout
 
 
 def test_nothing_measured_is_said(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def test_a_step_is_found_where_it_is() -> None:
     values = noise(80)
     values[50:] = [0.95 * value for value in values[50:]]
     (found,) = find_change_points(values)
-    assert abs(found.index - 50) <= 1
+    assert abs(found.place - 50) <= 1
     assert found.change == pytest.approx(-0.05, abs=0.01)
     assert found.before == pytest.approx(1.7, rel=0.01)
 

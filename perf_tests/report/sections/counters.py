@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import altair as alt
+
 from perf_tests.regression.records import COUNTERS
 from perf_tests.report import charts
 from perf_tests.report.content import Chart, Section, Table, columns_of, number_cell, text_cell
@@ -48,8 +50,6 @@ def _table(subject: Subject, keys: Sequence[str]) -> Table:
 
 
 def _chart(rows: Sequence[Row], keys: Sequence[str]) -> Chart | None:
-    import altair as alt
-
     data: list[dict[str, Any]] = []
     for row in rows:
         for key in keys:
@@ -82,7 +82,8 @@ def _chart(rows: Sequence[Row], keys: Sequence[str]) -> Chart | None:
         )
     )
     spec = charts.finish(
-        alt.layer(charts.rule_at(1), points),
+        charts.rule_at(1),
+        points,
         height=charts.height_of(data),
         description="Exact counters of flash relative to the original, by cell; left of 1 is less.",
     )

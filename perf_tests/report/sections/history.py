@@ -1,7 +1,10 @@
 """Each case over commits: corrected by the control where there is one, absolute, and memory."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
+
+import altair as alt
 
 from perf_tests.report import charts
 from perf_tests.report.change_points import LEAST_RUNS, ChangePoint
@@ -72,11 +75,11 @@ def _columns(one: Series) -> Columns:
     contiguous = one.indices == tuple(range(count))
     levels: list[float | None] = [None] * count
     changes: list[str | None] = [None] * count
-    bounds = [0, *(change.index for change in one.changes), count]
+    bounds = [0, *(change.place for change in one.changes), count]
     for start, end, level in zip(bounds, bounds[1:], _levels(one.changes), strict=False):
         levels[start:end] = [level] * (end - start)
     for change in one.changes:
-        changes[change.index] = show_change(change.change)
+        changes[change.place] = show_change(change.change)
     columns: dict[str, Any] = {
         "seconds": [point.seconds for point in one.points],
         "control": [point.control_seconds for point in one.points],
@@ -122,7 +125,7 @@ def _cases(labels: Sequence[str], series: Sequence[Series], runs: Sequence[Histo
                 number_cell(show_ratio(newest.speedup), newest.speedup),
                 _change_cell(last),
                 number_cell(str(len(one.changes)) if one.corrected else "", len(one.changes)),
-                _commit_cell(runs[one.indices[last.index]], subject) if last else Cell(""),
+                _commit_cell(runs[one.indices[last.place]], subject) if last else Cell(""),
                 number_cell(show_seconds(newest.seconds), newest.seconds),
                 number_cell(show_megabytes(newest.memory_bytes), newest.memory_bytes),
                 number_cell(show_change(grown), grown, "" if not grown else "bad" if grown > 0 else "good"),
@@ -134,7 +137,7 @@ def _cases(labels: Sequence[str], series: Sequence[Series], runs: Sequence[Histo
 
 def _changes(labels: Sequence[str], series: Sequence[Series], runs: Sequence[HistoryRun], subject: Subject) -> Table:
     found = [
-        (runs[one.indices[change.index]], label, change)
+        (runs[one.indices[change.place]], label, change)
         for label, one in zip(labels, series, strict=True)
         for change in one.changes
     ]
@@ -166,10 +169,6 @@ def _commit_cell(run: HistoryRun, subject: Subject) -> Cell:
 
 def _run_axis(runs: Sequence[HistoryRun]) -> Any:
     """Runs by their place, labelled with their commits."""
-    import json
-
-    import altair as alt
-
     labels = json.dumps([_short(run) for run in runs])
     axis = alt.Axis(labelExpr=f"{labels}[datum.value]", tickMinStep=1, labelOverlap="greedy", grid=False)
     return alt.X("index:Q", title="run, oldest first, by commit", axis=axis, scale=alt.Scale(nice=False, padding=8))
@@ -180,8 +179,6 @@ def _tips() -> list[Any]:
 
 
 def _speedups(runs: Sequence[HistoryRun]) -> Chart:
-    import altair as alt
-
     title = "speed-up (control / flash)"
     scale = alt.Scale(zero=False)
     y = alt.Y("speedup:Q", title=title, scale=scale)
@@ -210,7 +207,14 @@ def _speedups(runs: Sequence[HistoryRun]) -> Chart:
     ).encode(y=y, tooltip=[charts.tip("baseline:N", "promoted as"), *_tips()])
     texts = promoted.mark_text(dy=14, fontSize=11, color="var(--muted)").encode(y=y, text="baseline:N")
     spec = charts.finish(
-        alt.layer(band, line, level, changes, names, points, marks, texts),
+        band,
+        line,
+        level,
+        changes,
+        names,
+        points,
+        marks,
+        texts,
         height=260,
         description="Control-corrected speed-up over the runs, with change points and promoted baselines.",
     )
@@ -221,8 +225,6 @@ def _speedups(runs: Sequence[HistoryRun]) -> Chart:
 
 
 def _times(runs: Sequence[HistoryRun]) -> Chart:
-    import altair as alt
-
     names = ["this case", "its control (original)"]
     base = (
         charts.chart()
@@ -242,7 +244,8 @@ def _times(runs: Sequence[HistoryRun]) -> Chart:
     tips = [charts.tip("who:N", "what"), charts.tip("value:Q", "median round, s", ".4~g"), *_tips()]
     points = base.mark_point(filled=True, size=22, opacity=1).encode(href="url:N", tooltip=tips)
     spec = charts.finish(
-        alt.layer(base.mark_line(strokeWidth=1.2), points),
+        base.mark_line(strokeWidth=1.2),
+        points,
         height=200,
         description="Absolute time per round over the runs.",
     )
@@ -251,8 +254,6 @@ def _times(runs: Sequence[HistoryRun]) -> Chart:
 
 
 def _memory(runs: Sequence[HistoryRun]) -> Chart:
-    import altair as alt
-
     base = (
         charts.chart()
         .transform_filter("isValid(datum.memory)")
@@ -262,5 +263,5 @@ def _memory(runs: Sequence[HistoryRun]) -> Chart:
         href="url:N", tooltip=[charts.tip("memory:Q", "peak memory, MB", ",.1f"), *_tips()]
     )
     line = base.mark_line(interpolate="step-after", color="var(--flash)", strokeWidth=1.2)
-    spec = charts.finish(alt.layer(line, points), height=200, description="Peak memory over the runs.")
+    spec = charts.finish(line, points, height=200, description="Peak memory over the runs.")
     return Chart("Peak memory over commits", spec, None, "Exact.", needs="memory")

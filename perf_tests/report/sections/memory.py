@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import altair as alt
+
 from perf_tests.report import charts
 from perf_tests.report.content import Chart, Section, Table, columns_of, number_cell, text_cell
 from perf_tests.report.numbers import MEGABYTE, show_megabytes, show_ratio
@@ -56,9 +58,7 @@ def _row(row: Row, case: CaseView) -> list[Any]:
 
 
 def _chart(cases: Sequence[tuple[Row, CaseView]], present: Sequence[str]) -> Chart:
-    import altair as alt
-
-    data = []
+    data: list[dict[str, Any]] = []
     for row, case in cases:
         peak, weights = _parts(case)
         common = {"label": row.label, "implementation": case.implementation, "peak": peak / MEGABYTE}

@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 from statistics import median
 
+import altair as alt
+
 from perf_tests.report import charts
 from perf_tests.report.content import Chart, Fact, Section, columns_of
 from perf_tests.report.numbers import show_ratio
@@ -95,8 +97,6 @@ def _memory(rows: Sequence[Row]) -> Chart | None:
 def _dots(
     data: Sequence[dict[str, object]], *, title: str, axis: str, description: str, caption: str, interval: bool
 ) -> Chart | None:
-    import altair as alt
-
     if not data:
         return None
     states = [str(row["state"]) for row in data]
@@ -116,5 +116,5 @@ def _dots(
             x=alt.X("low:Q", title=axis), x2="high:Q", color=charts.state_colour(states)
         )
         layers.insert(1, bars)
-    spec = charts.finish(alt.layer(*layers), height=charts.height_of(data, 28), description=description)
+    spec = charts.finish(*layers, height=charts.height_of(data, 28), description=description)
     return Chart(title, spec, columns_of(data), caption)

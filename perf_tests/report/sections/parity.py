@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import altair as alt
+
 from perf_tests.report import charts
 from perf_tests.report.content import Cell, Chart, Section, Table, columns_of, number_cell, text_cell
 from perf_tests.report.numbers import show_significant
@@ -66,8 +68,6 @@ def _row(row: Row, case: CaseView) -> list[Cell]:
 
 
 def _chart(checked: Sequence[tuple[Row, CaseView]], present: Sequence[str]) -> Chart | None:
-    import altair as alt
-
     data: list[dict[str, Any]] = []
     for row, case in checked:
         error, bound, used = _figures(case)
@@ -95,7 +95,8 @@ def _chart(checked: Sequence[tuple[Row, CaseView]], present: Sequence[str]) -> C
         )
     )
     spec = charts.finish(
-        alt.layer(charts.rule_at(1), points),
+        charts.rule_at(1),
+        points,
         height=charts.height_of(data),
         description="Largest error of the logits over the allowed error, by cell and implementation; left of 1 passes.",
     )

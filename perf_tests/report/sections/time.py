@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import altair as alt
+
 from perf_tests.intervals import median_interval
 from perf_tests.report import charts
 from perf_tests.report.content import Chart, Section, Table, columns_of, number_cell, text_cell
@@ -72,8 +74,6 @@ def _row(row: Row, case: CaseView) -> list[Any]:
 
 
 def _chart(timed: Sequence[tuple[Row, CaseView]], present: Sequence[str]) -> Chart:
-    import altair as alt
-
     data: list[dict[str, Any]] = []
     for row, case in timed:
         common = {"label": row.label, "implementation": case.implementation}
@@ -102,7 +102,9 @@ def _chart(timed: Sequence[tuple[Row, CaseView]], present: Sequence[str]) -> Cha
         x=alt.X("median:Q", title=title, scale=scale), color=colour, shape=shape, tooltip=all_tips
     )
     spec = charts.finish(
-        alt.layer(rounds, bars, points),
+        rounds,
+        bars,
+        points,
         height=charts.height_of(data, 14 * max(2, len(present)) + 10),
         description="Time per round by cell and implementation: raw rounds, medians and their 95 % intervals.",
     )

@@ -3,6 +3,8 @@
 from statistics import median
 from typing import Any
 
+import altair as alt
+
 from perf_tests.report import charts
 from perf_tests.report.content import Chart, Choice, Columns, Section, compact
 from perf_tests.report.reading import CaseView
@@ -48,14 +50,10 @@ def _columns(case: CaseView) -> Columns:
 
 
 def _round_axis() -> Any:
-    import altair as alt
-
     return alt.X("round:Q", title="round", axis=alt.Axis(tickMinStep=1, format="d"), scale=alt.Scale(nice=False))
 
 
 def _times() -> Chart:
-    import altair as alt
-
     names = ["this case", "control (original)"]
     scale = alt.Scale(domain=names, range=["var(--flash)", "var(--original)"])
     shapes = alt.Scale(domain=names, range=["diamond", "circle"])
@@ -74,14 +72,12 @@ def _times() -> Chart:
     points = base.mark_point(filled=True, size=40, opacity=1).encode(
         shape=alt.Shape("who:N", scale=shapes, legend=alt.Legend(title=None)), tooltip=tips
     )
-    drawing = alt.layer(base.mark_line(strokeWidth=1.5), points)
-    spec = charts.finish(drawing, height=220, description="Time of each round, with its control's.")
+    line = base.mark_line(strokeWidth=1.5)
+    spec = charts.finish(line, points, height=220, description="Time of each round, with its control's.")
     return Chart("Time of each round, and of its control", spec, None)
 
 
 def _ratios() -> Chart:
-    import altair as alt
-
     base = charts.chart().transform_filter("isValid(datum.ratio)").encode(x=_round_axis())
     scale = alt.Scale(zero=False)
     title = "control / flash"
@@ -102,7 +98,10 @@ def _ratios() -> Chart:
     )
     line = base.mark_line(color="var(--flash)", strokeWidth=1, opacity=0.6).encode(y=y)
     spec = charts.finish(
-        alt.layer(band, middle, line, points),
+        band,
+        middle,
+        line,
+        points,
         height=220,
         description="Control over flash, round by round, with the median and its 95 % interval.",
     )

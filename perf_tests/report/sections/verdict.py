@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import altair as alt
+
 from perf_tests.regression.comparison import Comparison
 from perf_tests.regression.terminal import COLUMNS, cells
 from perf_tests.regression.thresholds import TIME
@@ -59,8 +61,6 @@ def _verdict_cell(verdict: Verdict) -> Cell:
 
 
 def _chart(comparison: Comparison, labels: Mapping[str, str]) -> Chart | None:
-    import altair as alt
-
     data: list[dict[str, Any]] = []
     for case in comparison.cases:
         time = case.finding(TIME)
@@ -91,7 +91,9 @@ def _chart(comparison: Comparison, labels: Mapping[str, str]) -> Chart | None:
         shape=alt.Shape("verdict:N", scale=alt.Scale(domain=present), legend=alt.Legend(title=None)),
     )
     spec = charts.finish(
-        alt.layer(charts.rule_at(0), bars, points),
+        charts.rule_at(0),
+        bars,
+        points,
         height=charts.height_of(data, 26),
         description="Change of the control-corrected time from BASE to HEAD, by case, with 95 % intervals.",
     )

@@ -121,8 +121,8 @@
       return String(left).localeCompare(String(right), "en", { numeric: true });
     };
     const rows = [...body.rows];
-    const known = rows.filter((row) => !isMissing(row, column, numeric)).sort(compare);
-    if (descending) known.reverse();
+    const known = rows.filter((row) => !isMissing(row, column, numeric));
+    known.sort(descending ? (a, b) => compare(b, a) : compare);
     body.append(...known, ...rows.filter((row) => isMissing(row, column, numeric))); // what is missing comes last
   }
 

@@ -12,7 +12,7 @@ from perf_tests.report.reading import CaseView
 from perf_tests.report.rows import MEMORY, Row
 from perf_tests.report.subject import Subject
 
-WEIGHTS, ON_TOP = "weights and buffers", "on top, at the peak"
+WEIGHTS, ON_TOP = "weights", "on top"
 COLUMNS = (
     "cell",
     "implementation",

@@ -10,11 +10,12 @@
       labelColor: "var(--muted)", titleColor: "var(--muted)", domainColor: "var(--line)", tickColor: "var(--line)",
       gridColor: "var(--line)", gridOpacity: 0.6, labelFontSize: 12, titleFontSize: 12, titleFontWeight: "normal",
     },
-    axisX: { tickCount: 6, labelOverlap: "greedy" },
+    axisX: { tickCount: 6, labelOverlap: "greedy", labelSeparation: 8 },
     axisY: { tickCount: 5 },
     legend: {
       orient: "top", direction: "horizontal", labelColor: "var(--ink)", labelFontSize: 12, symbolOpacity: 1,
       symbolStrokeWidth: 0, columns: 3, offset: 4, padding: 0,
+      layout: { top: { direction: "vertical", anchor: "start" } },
     },
     view: { stroke: null },
   };

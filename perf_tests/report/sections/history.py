@@ -174,6 +174,11 @@ def _run_axis(runs: Sequence[HistoryRun]) -> Any:
     return alt.X("index:Q", title="run, oldest first, by commit", axis=axis, scale=alt.Scale(nice=False, padding=8))
 
 
+def _point_size(runs: Sequence[HistoryRun]) -> int:
+    """In square pixels: the points of many runs must not run together."""
+    return 28 if len(runs) <= 200 else 8
+
+
 def _tips() -> list[Any]:
     return [charts.tip("commit:N", "commit"), charts.tip("when:N", "when"), charts.tip("baseline:N", "baseline")]
 
@@ -198,7 +203,7 @@ def _speedups(runs: Sequence[HistoryRun]) -> Chart:
         color="var(--bad)", fontSize=11, fontWeight="bold", dx=4, align="left", baseline="top"
     ).encode(y=alt.value(2), text="change:N")
     interval = [charts.tip("low:Q", "95 % from", ".3f"), charts.tip("high:Q", "to", ".3f")]
-    points = base.mark_point(filled=True, size=28, opacity=1, color="var(--flash)").encode(
+    points = base.mark_point(filled=True, size=_point_size(runs), opacity=1, color="var(--flash)").encode(
         y=y, href="url:N", tooltip=[charts.tip("speedup:Q", "speed-up", ".3f"), *interval, *_tips()]
     )
     promoted = base.transform_filter("isValid(datum.baseline)")
@@ -209,10 +214,10 @@ def _speedups(runs: Sequence[HistoryRun]) -> Chart:
     spec = charts.finish(
         band,
         line,
+        points,
         level,
         changes,
         names,
-        points,
         marks,
         texts,
         height=260,
@@ -242,7 +247,7 @@ def _times(runs: Sequence[HistoryRun]) -> Chart:
         )
     )
     tips = [charts.tip("who:N", "what"), charts.tip("value:Q", "median round, s", ".4~g"), *_tips()]
-    points = base.mark_point(filled=True, size=22, opacity=1).encode(href="url:N", tooltip=tips)
+    points = base.mark_point(filled=True, size=_point_size(runs), opacity=1).encode(href="url:N", tooltip=tips)
     spec = charts.finish(
         base.mark_line(strokeWidth=1.2),
         points,
@@ -259,7 +264,7 @@ def _memory(runs: Sequence[HistoryRun]) -> Chart:
         .transform_filter("isValid(datum.memory)")
         .encode(x=_run_axis(runs), y=alt.Y("memory:Q", title="peak memory, MB", scale=alt.Scale(zero=False)))
     )
-    points = base.mark_point(filled=True, size=22, opacity=1, color="var(--flash)").encode(
+    points = base.mark_point(filled=True, size=_point_size(runs), opacity=1, color="var(--flash)").encode(
         href="url:N", tooltip=[charts.tip("memory:Q", "peak memory, MB", ",.1f"), *_tips()]
     )
     line = base.mark_line(interpolate="step-after", color="var(--flash)", strokeWidth=1.2)

@@ -61,8 +61,13 @@ def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
     """
     ordered = sorted(values)
     count = len(ordered)
-    rank, below = 0, 0.5**count
-    while rank < count and 2 * below <= 1 - CONFIDENCE:
+
+    def probability(below: int) -> float:  # by logarithms, or thousands of rounds would overflow
+        choices = math.lgamma(count + 1) - math.lgamma(below + 1) - math.lgamma(count - below + 1)
+        return math.exp(choices - count * math.log(2))
+
+    rank, tail = 0, probability(0)
+    while rank < count and 2 * tail <= 1 - CONFIDENCE:
         rank += 1
-        below += math.comb(count, rank) * 0.5**count
+        tail += probability(rank)
     return (ordered[rank - 1], ordered[count - rank]) if rank else None

@@ -30,6 +30,7 @@ def evil_run(seed: int) -> dict[str, Any]:
         info = bench["extra_info"]
         info |= {"device": EVIL, "dtype": EVIL, "weights": EVIL, "audio": EVIL, "attention_backend": {EVIL: EVIL}}
         info["parity"]["reference"] = EVIL
+    run["benchmarks"][2]["params"]["implementation"] = EVIL
     run["benchmarks"][3]["name"] = run["perf_cases"][3]["id"] = f"test_{EVIL}[{EVIL}]"
     run["machine_info"] |= {"cpu": {"brand_raw": EVIL}, "node": EVIL, "torch": EVIL}
     run["commit_info"] = {"id": f"javascript:{EVIL}", "branch": EVIL, "dirty": True}

@@ -91,7 +91,9 @@ def paper_table(rows: Sequence[Row]) -> list[str]:
 
 
 def _or_missing(row: Row, implementation: str, text: str) -> str:
-    return text or (row.why_missing(implementation) if row.case(implementation) is None else "not recorded")
+    if text:
+        return text
+    return "not recorded" if row.case(implementation) else escape_markdown(row.why_missing(implementation))
 
 
 def _memory(case: CaseView | None) -> str:

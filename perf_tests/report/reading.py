@@ -27,8 +27,8 @@ class CaseView:
 
     def __init__(self, case_id: str, outcome: str, reason: str | None, bench: Mapping[str, Any]) -> None:
         self.id = _text(case_id) or ""
-        self.outcome = outcome
-        self.reason = reason
+        self.outcome = _text(outcome) or ""
+        self.reason = _text(reason)
         self.bench = bench
         self.info = mapping(bench.get("extra_info"))
         params = mapping(bench.get("params")) or _known_parameters(case_id)
@@ -184,7 +184,7 @@ def _view_cases(measured: Mapping[str, Mapping[str, Any]], outcomes: object) -> 
         name, outcome = mapping(entry).get("id"), mapping(entry).get("outcome")
         if isinstance(name, str) and isinstance(outcome, str) and name not in listed:
             listed.add(name)
-            yield CaseView(name, outcome, _text(entry.get("reason")), measured.get(name, {}))
+            yield CaseView(name, outcome, entry.get("reason"), measured.get(name, {}))
     for name, bench in measured.items():
         if name not in listed:
             yield CaseView(name, "passed", None, bench)

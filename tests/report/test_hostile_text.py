@@ -59,7 +59,7 @@ def test_html(report: Callable[..., Outcome], tmp_path: Path) -> None:
 
 def test_markdown(report: Callable[..., Outcome], tmp_path: Path) -> None:
     run = evil_run(1)
-    set_outcome(run, FLASH, "failed", EVIL)
+    set_outcome(run, FLASH, EVIL, EVIL)
     text = report(save(run, tmp_path / "run.json")).markdown
     assert "<script" not in text
     assert "<img" not in text

@@ -84,7 +84,7 @@ def benchmark(options: argparse.Namespace) -> int:
     tables = to_markdown(machines)
     tables_path = options.output / "tables.md"
     write_file(tables_path, tables.encode())
-    paths = write_spreadsheets(rows_of(machines[0].latest), options.output)
+    paths = write_spreadsheets(rows_of(machines[0].shown), options.output)
     print(f"\n{tables}\nwritten: {', '.join(map(str, (saved, tables_path, *paths)))}")
     return code
 

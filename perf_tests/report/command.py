@@ -99,7 +99,7 @@ def _labels(gathered: Gathered) -> dict[str, str]:
     """Short names of flash's cases, which are those that have a verdict on time."""
     from .rows import rows_of
 
-    rows = [row for machine in gathered.machines for row in rows_of(machine.latest)]
+    rows = [row for machine in gathered.machines for row in rows_of(machine.shown)]
     return {row.cases["flash"].id: row.label for row in rows if "flash" in row.cases}
 
 

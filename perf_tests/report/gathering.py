@@ -25,11 +25,11 @@ class Found(NamedTuple):
 
 
 class Machine(NamedTuple):
-    """The runs of one machine (one fingerprint), oldest first; ``latest`` is its newest run, read whole."""
+    """The runs of one machine (one fingerprint), oldest first; ``shown`` is its newest, or HEAD of two, read whole."""
 
     key: str
     runs: tuple[HistoryRun, ...]
-    latest: RunView
+    shown: RunView
 
 
 class Gathered(NamedTuple):
@@ -100,7 +100,9 @@ def gather(found: Sequence[Found]) -> Gathered:
         if len(members) > MOST_RUNS:
             notes.append(f"of {count_of(len(members), 'run')} of one machine, the newest {MOST_RUNS} are shown")
             del members[:-MOST_RUNS]
-        machines.append(Machine(key, tuple(members), view_run(members[-1].path, members[-1].name)))
+        head = paths[1].path if len(paths) == 2 else None
+        shown = next((run for run in members if run.path == head), members[-1])
+        machines.append(Machine(key, tuple(members), view_run(shown.path, shown.name)))
     machines.sort(key=lambda machine: machine.runs[-1].datetime, reverse=True)
     return Gathered(tuple(machines), tuple(paths), tuple(notes))
 

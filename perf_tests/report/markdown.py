@@ -33,12 +33,12 @@ UNPAIRED = "≈"
 
 
 def to_markdown(machines: Sequence[Machine], *, level: int = 2) -> str:
-    """The newest run of each machine; ``level`` is that of the machines' headings."""
+    """The shown run of each machine; ``level`` is that of the machines' headings."""
     return "\n".join("\n".join(_machine(machine, level)) for machine in machines)
 
 
 def _machine(machine: Machine, level: int) -> list[str]:
-    run = machine.latest
+    run = machine.shown
     lines = [f"{'#' * level} {escape_markdown(describe_machine(run.machine_info))}", ""]
     lines += [f"{escape_markdown(run.describe())}{_conditions(run)}", ""]
     rows = rows_of(run)

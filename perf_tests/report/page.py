@@ -36,7 +36,7 @@ def render_page(gathered: Gathered, verdict: Section | None, commit_template: st
     for machine in gathered.machines:
         subject = make_subject(machine, commit_template)
         sections = [section for build in SECTIONS if (section := build(subject)) is not None]
-        run = machine.latest
+        run = machine.shown
         parts.append(Part(f"m{machine.key}", describe_machine(run.machine_info), run.describe(), sections))
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),

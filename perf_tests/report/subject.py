@@ -9,7 +9,7 @@ from .rows import Row, implementations_of, rows_of
 
 
 class Subject(NamedTuple):
-    """A machine, its newest run, that run's cells, and how to address commits on the web (``None``: not at all)."""
+    """A machine, its shown run's cells, and how to address commits on the web (``None``: not at all)."""
 
     machine: Machine
     rows: Sequence[Row]
@@ -19,10 +19,10 @@ class Subject(NamedTuple):
     @property
     def run(self) -> RunView:
         """The run whose figures are shown."""
-        return self.machine.latest
+        return self.machine.shown
 
 
 def make_subject(machine: Machine, commit_template: str | None) -> Subject:
-    """Arrange the cells of the machine's newest run."""
-    rows = rows_of(machine.latest)
+    """Arrange the cells of the machine's shown run."""
+    rows = rows_of(machine.shown)
     return Subject(machine, rows, implementations_of(rows), commit_template)

@@ -22,7 +22,7 @@ from tests.regression.make_runs import (
 )
 
 from .conftest import Outcome
-from .make_history import make_history
+from .make_history import commit_at, make_history
 from .pages import Page
 
 Report = Callable[..., Outcome]
@@ -95,7 +95,9 @@ def test_two_runs_have_the_gates_verdict_on_top(report: Report, tmp_path: Path) 
     assert page.ids.index("verdict") == min(page.ids.index(name) for name in page.ids if name != "data")
     assert "REGRESSED: 1 of 2 cases regressed, 1 pass" in outcome.html
     assert page.tables["What stands out"][0][:2] == ["REGRESSED", FLASH]
-    assert "PASS: 1 of 2 cases pass, 1 improved" in report(head, base).html
+    turned = report(head, base).html
+    assert "PASS: 1 of 2 cases pass, 1 improved" in turned
+    assert f'<p class="run">commit {commit_at(0)[:10]}, ' in turned  # HEAD, though it is the older one
 
 
 def test_two_runs_that_cannot_be_compared_say_why(report: Report, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_compression_is_relative_to_the_whole_decoder(tmp_path: Path) -> None:
         bench["stats"]["data"] = [1.0, 2.0, 3.0]
     path = save(document, tmp_path / "run.json")
     (machine,) = gather([Found(path, path.name)]).machines
-    (written,) = write_spreadsheets(rows_of(machine.latest), tmp_path)
+    (written,) = write_spreadsheets(rows_of(machine.shown), tmp_path)
     assert [*csv.reader(written.read_text().splitlines())] == [
         [*COLUMNS],
         ["tiny.en", "4", "40.0", "0.0", "0.180", "20.00"],

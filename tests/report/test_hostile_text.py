@@ -85,6 +85,6 @@ def test_csv(tmp_path: Path) -> None:
     info_of(run)["parameter_count"] = "=1+1"
     path = save(run, tmp_path / "run.json")
     (machine,) = gather([Found(path, path.name)]).machines
-    (written,) = write_spreadsheets(rows_of(machine.latest), tmp_path / "out")
+    (written,) = write_spreadsheets(rows_of(machine.shown), tmp_path / "out")
     assert written.name == "single-flash.csv"
     assert written.read_text().splitlines()[1] == '"\'@SUM(1) ,""",4,,,0.180,20.57'

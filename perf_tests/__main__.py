@@ -25,6 +25,7 @@ COMMANDS: dict[str, Command] = {
     "calibrate": Command("perf_tests.ab.calibrate", "this machine's noise, case by case"),
     "promote": Command("perf_tests.regression.promote", "make a saved run the baseline of a name"),
     "merge": Command("perf_tests.regression.merge", "shards of one run into one"),
+    "report": Command("perf_tests.report.command", "tables, charts and history of saved runs"),
     "peers": Command("perf_tests.peers.command", "this model against the original, faster-whisper and openai-whisper"),
 }
 

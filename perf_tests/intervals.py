@@ -73,3 +73,23 @@ def student_interval(values: Sequence[float]) -> tuple[float, float]:
 
     error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
     return float(np.mean(values)), error * float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """The distribution-free 95 % interval of a median: the narrowest pair of order statistics that covers it.
+
+    The number of values below the true median is binomial with p = 1/2 (David and Nagaraja, "Order Statistics", 7.1).
+    Fewer than six values have no such interval.
+    """
+    ordered = sorted(values)
+    count = len(ordered)
+
+    def probability(below: int) -> float:  # by logarithms, or thousands of rounds would overflow
+        choices = math.lgamma(count + 1) - math.lgamma(below + 1) - math.lgamma(count - below + 1)
+        return math.exp(choices - count * math.log(2))
+
+    rank, tail = 0, probability(0)
+    while rank < count and 2 * tail <= 1 - CONFIDENCE:
+        rank += 1
+        tail += probability(rank)
+    return (ordered[rank - 1], ordered[count - rank]) if rank else None

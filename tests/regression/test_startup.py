@@ -40,6 +40,8 @@ def run_probe(*arguments: object) -> subprocess.CompletedProcess[str]:
         (["compare", "--help"], 0),
         (["promote", "--help"], 0),
         (["merge", "--help"], 0),
+        (["report", "--help"], 0),
+        (["report"], 2),
         (["compare", "latest", "nobody"], 2),
         (["promote", "latest", "main"], 2),
     ],
@@ -57,6 +59,16 @@ def test_a_comparison_imports_no_torch(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert result.stderr.split() == ["heavy:", "scipy", "numpy"]
     assert result.stdout.startswith("PASS: 2 of 2 cases pass")
+
+
+def test_a_report_imports_no_torch(tmp_path: Path) -> None:
+    path = save(make_run(), tmp_path / "run.json")
+    result = run_probe("report", path, "--markdown", tmp_path / "report.md")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.split() == ["heavy:"]
+    result = run_probe("report", path, "--html", tmp_path / "report.html")
+    assert result.returncode == 0, result.stderr
+    assert "torch" not in result.stderr
 
 
 def test_exact_numbers_need_no_scipy(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
+from scipy.stats import binom
 
-from perf_tests.intervals import estimate_speedup, paired_ratios
+from perf_tests.intervals import estimate_speedup, median_interval, paired_ratios
 
 
 def test_the_ratio_is_above_one_where_the_subject_is_faster() -> None:
@@ -37,3 +38,14 @@ def test_a_single_pair_has_no_interval() -> None:
 def test_unpaired_rounds_are_refused() -> None:
     with pytest.raises(ValueError, match="cannot pair"):
         paired_ratios([1.0], [1.0, 2.0])
+
+
+@pytest.mark.parametrize("count", [6, 7, 20, 100, 5000])
+def test_the_interval_of_a_median_is_between_the_binomials_quantiles(count: int) -> None:
+    rank = int(binom.ppf(0.025, count, 0.5))
+    assert median_interval(range(count, 0, -1)) == (rank, count - rank + 1)
+
+
+def test_few_rounds_give_no_interval_of_a_median() -> None:
+    assert median_interval([1.0] * 5) is None
+    assert median_interval([]) is None

@@ -1,0 +1,45 @@
+"""A machine in words and as a table."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from perf_tests.regression.fingerprint import FINGERPRINT, fingerprint_of
+from perf_tests.regression.text import clean
+
+from .numbers import GIGABYTE
+from .reading import mapping, number
+
+
+def describe_machine(machine_info: Mapping[str, Any]) -> str:
+    """``AMD EPYC, 2 threads, torch 2.13.0+cpu, transformers 5.23.0``."""
+    known = fingerprint_of(machine_info)
+    parts = [str(known["gpu.name"] or known["cpu.brand_raw"] or "a machine without a name")]
+    if known["thread_count"] is not None and not known["gpu.name"]:
+        parts.append(f"{known['thread_count']} threads")
+    parts += [f"{name} {known[name]}" for name in ("torch", "transformers", "xformers") if known[name]]
+    return clean(", ".join(parts))
+
+
+def machine_rows(machine_info: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The fingerprint, then what else says what was measured where."""
+    rows = [(key, _show(value)) for key, value in fingerprint_of(machine_info).items()]
+    gpu, cpu = mapping(machine_info.get("gpu")), mapping(machine_info.get("cpu"))
+    memory = number(gpu.get("memory_bytes"))
+    more = {
+        "gpu.memory_bytes": None if memory is None else f"{memory / GIGABYTE:.1f} GB",
+        "gpu.driver": gpu.get("driver"),
+        "gpu.mig": gpu.get("mig"),
+        "cpu.count": cpu.get("count"),
+        "cpu.arch": cpu.get("arch"),
+        "release": machine_info.get("release"),
+        "node": machine_info.get("node"),
+        **{
+            key: machine_info.get(key)
+            for key in ("whisper_flash_attention", "reduced_precision_float16", "reduced_precision_bfloat16")
+        },
+    }
+    return rows + [(key, _show(value)) for key, value in more.items() if value is not None and key not in FINGERPRINT]
+
+
+def _show(value: object) -> str:
+    return "none" if value is None else clean(value)

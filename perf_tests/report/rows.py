@@ -1,0 +1,107 @@
+"""The cases of a run as people compare them: a row for each piece of work, its implementations side by side."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from perf_tests.cases import CHECKPOINTS, IMPLEMENTATIONS, PAPER_ROWS, SETTINGS
+from perf_tests.intervals import Estimate
+
+from .reading import CaseView, RunView
+
+# The settings of the two tables of 2023.
+PAPER_SETTINGS = ("single", "batched")
+MISSING = "missing"
+MEMORY = "peak_memory_allocated_bytes"
+
+
+class Row(NamedTuple):
+    """A cell of the tables: a checkpoint with so many decoder layers, in a setting, by implementation."""
+
+    checkpoint: str
+    decoder_layers: int
+    setting: str
+    cases: Mapping[str, CaseView]
+
+    @property
+    def label(self) -> str:
+        """For charts: ``tiny.en · 4 · single``."""
+        return f"{self.checkpoint} · {self.decoder_layers} · {self.setting}"
+
+    @property
+    def speedup(self) -> Estimate | None:
+        """Flash over the original, from pairs of rounds."""
+        flash = self.case("flash")
+        return flash.speedup if flash else None
+
+    def case(self, implementation: str) -> CaseView | None:
+        """A case that was measured."""
+        case = self.cases.get(implementation)
+        return case if case is not None and case.measured else None
+
+    def why_missing(self, implementation: str) -> str:
+        """``missing``, or how the case ended instead of being measured."""
+        case = self.cases.get(implementation)
+        return case.outcome if case is not None and case.outcome != "passed" else MISSING
+
+    def relative(self, implementation: str, key: str) -> float | None:
+        """A recorded number of ``extra_info`` over the original's."""
+        case, original = self.case(implementation), self.case("original")
+        value, base = (one.value(key) if one else None for one in (case, original))
+        return value / base if value is not None and base else None
+
+    def unpaired_speedup(self, implementation: str) -> float | None:
+        """The original's median round over the implementation's: rounds minutes apart, so the machine is in it."""
+        case, original = self.case(implementation), self.case("original")
+        if case is None or original is None or not case.median_seconds or not original.median_seconds:
+            return None
+        return original.median_seconds / case.median_seconds
+
+    def nominal_seconds(self, implementation: str) -> float | None:
+        """The time of the tables: median round times the setting's nominal number of rounds."""
+        case = self.case(implementation)
+        if case is None or case.median_seconds is None or self.setting not in SETTINGS:
+            return None
+        return case.median_seconds * SETTINGS[self.setting].rounds
+
+
+def rows_of(run: RunView) -> list[Row]:
+    """The cells that ``run`` selected, setting by setting, in the tables' order."""
+    found: dict[tuple[str, int, str], dict[str, CaseView]] = {}
+    for case in run.cases:
+        if case.is_generate:
+            key = (str(case.checkpoint), case.decoder_layers or 0, str(case.setting))
+            found.setdefault(key, {})[str(case.implementation)] = case
+    rows = [Row(*key, by_implementation) for key, by_implementation in found.items()]
+    return sorted(rows, key=_place)
+
+
+def with_missing(rows: Sequence[Row]) -> list[Row]:
+    """``rows`` and, of each setting of the two tables that has any, the cells that the run did not select."""
+    settings = {row.setting for row in rows}
+    present = {row[:3] for row in rows}
+    absent = [
+        Row(*cell, setting, {})
+        for setting in PAPER_SETTINGS
+        if setting in settings
+        for cell in PAPER_ROWS
+        if (*cell, setting) not in present
+    ]
+    return sorted([*rows, *absent], key=_place)
+
+
+def settings_of(rows: Sequence[Row]) -> list[str]:
+    """The settings of ``rows``, in the table's order."""
+    return list(dict.fromkeys(row.setting for row in rows))
+
+
+def implementations_of(rows: Sequence[Row]) -> list[str]:
+    """The implementations that were measured: the known ones in their order, then others."""
+    present = {name for row in rows for name in row.cases if row.case(name)}
+    return [name for name in IMPLEMENTATIONS if name in present] + sorted(present - {*IMPLEMENTATIONS})
+
+
+def _place(row: Row) -> tuple[int, str, int, str, int]:
+    settings, checkpoints = list(SETTINGS), list(CHECKPOINTS)
+    setting = settings.index(row.setting) if row.setting in SETTINGS else len(settings)
+    checkpoint = checkpoints.index(row.checkpoint) if row.checkpoint in CHECKPOINTS else len(checkpoints)
+    return setting, row.setting, checkpoint, row.checkpoint, -row.decoder_layers

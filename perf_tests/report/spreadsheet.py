@@ -1,0 +1,77 @@
+"""The CSV of 2023's benchmark: one file for each setting and implementation, with its columns."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from perf_tests.cases import CHECKPOINTS, IMPLEMENTATIONS, SETTINGS
+from perf_tests.regression.store import write_file
+from perf_tests.regression.text import clean
+
+from .numbers import GIGABYTE
+from .rows import MEMORY, Row
+
+COLUMNS = ("Checkpoint", "Dec layers", "Params / M", "Compression / %", "VRAM / GB", "Runtime / s")
+
+
+def write_spreadsheets(rows: Sequence[Row], folder: Path) -> list[Path]:
+    """Write ``<setting>-<implementation>.csv`` for whatever was measured; return the files.
+
+    Raises:
+        BadInputError: one cannot be written.
+    """
+    paths = []
+    for setting in SETTINGS:
+        for implementation in IMPLEMENTATIONS:
+            measured = [row for row in rows if row.setting == setting and row.case(implementation)]
+            if measured:
+                paths.append(folder / f"{setting}-{implementation}.csv")
+                write_file(paths[-1], to_csv(measured, implementation, parameters_at_full_depth(rows)).encode())
+    return paths
+
+
+def parameters_at_full_depth(rows: Sequence[Row]) -> dict[str, float]:
+    """The parameter counts of the checkpoints whose whole decoder was measured: what compression is relative to."""
+    counts = {}
+    for row in rows:
+        known = CHECKPOINTS.get(row.checkpoint)
+        if known is not None and known.decoder_layers == row.decoder_layers:
+            for case in row.cases.values():
+                count = case.value("parameter_count")
+                if count:
+                    counts[row.checkpoint] = count
+    return counts
+
+
+def to_csv(rows: Sequence[Row], implementation: str, full: Mapping[str, float]) -> str:
+    """2023's columns; a figure that was not recorded is left empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in rows:
+        case = row.case(implementation)
+        count, memory = (case.value(key) if case else None for key in ("parameter_count", MEMORY))
+        whole = full.get(row.checkpoint)
+        compression = 100 * (whole - count) / whole if whole and count is not None else None
+        writer.writerow(
+            [
+                no_formula(row.checkpoint),
+                row.decoder_layers,
+                _rounded(count, 1e6, 1),
+                _rounded(compression, 1, 1),
+                _rounded(memory, GIGABYTE, 3),
+                _rounded(row.nominal_seconds(implementation), 1, 2),
+            ]
+        )
+    return text.getvalue()
+
+
+def no_formula(value: object) -> str:
+    """Text that no spreadsheet takes for a formula."""
+    text = clean(value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+
+
+def _rounded(value: float | None, unit: float, digits: int) -> str:
+    return "" if value is None else f"{value / unit:.{digits}f}"

@@ -72,6 +72,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help=f"Only this one of {', '.join(cases.IMPLEMENTATIONS)}.",
         **select,
     )
+    add(
+        "--perf-components",
+        action="store_true",
+        help="The parts of the model in place of generate: encoder, prefill, decode step, attention, training step,"
+        " loading, and in preset full long-form audio; each against this machine's limits.",
+    )
+    add(
+        "--perf-accuracy",
+        action="store_true",
+        help="Word error rates in place of generate: pretrained weights on the data set's clips.",
+    )
+    add(
+        "--perf-profile",
+        metavar="DIR",
+        help="Write a trace (for Perfetto) and a table of operators by share for each case into DIR.",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -108,6 +124,9 @@ def read_options(config: pytest.Config) -> Options:
         decoder_layers=tuple(value("perf_decoder_layers")),
         settings=tuple(value("perf_setting")),
         implementations=tuple(value("perf_implementation")),
+        components=value("perf_components"),
+        accuracy=value("perf_accuracy"),
+        profile=value("perf_profile"),
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from . import cases
+from . import cases, works
 
 DTYPES = ("float32", "float16", "bfloat16")
 WEIGHTS = ("random", "pretrained")
@@ -33,6 +33,9 @@ class Options(NamedTuple):
     decoder_layers: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
     implementations: tuple[str, ...] = ()
+    components: bool = False
+    accuracy: bool = False
+    profile: str | None = None
 
 
 class Probes(NamedTuple):
@@ -54,6 +57,7 @@ class Plan(NamedTuple):
     dataset: str | None
     rounds: int | None
     cases: tuple[cases.Case, ...]
+    profile: Path | None = None
 
     @property
     def on_cuda(self) -> bool:
@@ -64,6 +68,8 @@ class Plan(NamedTuple):
         """How many rounds a case of ``setting`` is timed for."""
         if self.rounds is not None:
             return self.rounds
+        if setting in works.WORKS:
+            return works.rounds_of(self.preset, setting)
         return cases.PRESETS[self.preset].rounds.get(setting, cases.SETTINGS[setting].rounds)
 
 
@@ -74,6 +80,8 @@ def make_plan(options: Options, probes: Probes) -> Plan:
         BadInputError: with one line for the user.
     """
     rounds = None if options.rounds is None else _positive(options.rounds, "--perf-rounds", "at least 1 round")
+    matrix = _choose_matrix(options)
+    weights = "pretrained" if matrix is works.ACCURACY else options.weights
     if options.weights not in WEIGHTS:
         raise BadInputError(f"--perf-weights: {options.weights!r} is unknown; choose from {', '.join(WEIGHTS)}")
     if options.dtype is not None and options.dtype not in DTYPES:
@@ -89,15 +97,33 @@ def make_plan(options: Options, probes: Probes) -> Plan:
         decoder_layers=tuple(_integer(text, "--perf-decoder-layers") for text in options.decoder_layers),
         settings=options.settings,
         implementations=options.implementations,
-        full_depth_only=options.weights == "pretrained",
+        full_depth_only=weights == "pretrained",
     )
+    if matrix is not cases.GENERATE and not selection.implementations:
+        selection = selection._replace(implementations=works.default_implementations(device, dtype))
     try:
-        chosen = cases.select(preset, selection)
+        chosen = cases.select(preset, selection, matrix)
     except cases.SelectionError as error:
         raise BadInputError(str(error)) from None
     if not on_cuda and dtype != "float32" and not probes.cpu_computes(dtype):
         raise BadInputError(f"--perf-dtype: this CPU (or its torch) cannot compute in {dtype}; use float32")
-    return Plan(preset, reason, device, dtype, options.weights, options.dataset, rounds, chosen)
+    profile = None if options.profile is None else _profile_folder(options.profile)
+    return Plan(preset, reason, device, dtype, weights, options.dataset, rounds, chosen, profile)
+
+
+def _choose_matrix(options: Options) -> cases.Matrix:
+    if options.components and options.accuracy:
+        raise BadInputError("--perf-components and --perf-accuracy: one at a time; they are runs of their own")
+    if options.components:
+        return works.COMPONENTS
+    return works.ACCURACY if options.accuracy else cases.GENERATE
+
+
+def _profile_folder(asked: str) -> Path:
+    folder = Path(asked).expanduser()
+    if not asked.strip() or (folder.exists() and not folder.is_dir()):
+        raise BadInputError(f"--perf-profile {asked}: not a folder; give one for the traces, it is made if missing")
+    return folder
 
 
 def choose_device(asked: str | None, probes: Probes) -> tuple[str, str]:

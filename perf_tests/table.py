@@ -7,9 +7,10 @@ from typing import Any
 
 from .cases import SETTINGS
 from .journal import Entry
+from .works import WORKS, setting_of
 
 FOREIGN_LOAD_CORES = 0.2
-LEAST_WIDTH = 132
+LEAST_WIDTH = 148
 MEGABYTE = 1_000_000
 
 
@@ -33,7 +34,7 @@ def render_table(entries: Sequence[Entry], *, colour: bool) -> str:
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("case", no_wrap=True)
-    for name in ("rounds", "time, s", "per round", "speed-up [95 %]", "peak memory", "tokens/s"):
+    for name in ("rounds", "time, s", "per round", "speed-up [95 %]", "peak memory", rate_column(entries)):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("tokens", no_wrap=True)
     table.add_column("error / allowed", justify="right", no_wrap=True)
@@ -76,7 +77,7 @@ def _row(entry: Entry) -> Iterable[str]:
         return [name, entry.outcome]
     info, stats = entry.benchmark["extra_info"], entry.benchmark["stats"]
     parity = info["parity"]
-    nominal = SETTINGS[entry.benchmark["params"]["setting"]].rounds
+    nominal = setting_of(entry.benchmark["params"]["setting"]).rounds
     flag = " !" if _loaded(info) else ""
     return [
         name,
@@ -85,10 +86,30 @@ def _row(entry: Entry) -> Iterable[str]:
         format_seconds(stats["median"]),
         format_speedup(info["speedup"]) if info["speedup"] else "",
         format_bytes(info["peak_memory_allocated_bytes"]),
-        f"{info['tokens_per_second']:.1f}",
-        "equal" if parity["tokens_equal"] else f"differ from {parity['first_difference']}",
+        _rate(info),
+        _tokens(parity),
         f"{parity['max_abs_error']:.0e} / {parity['bound']:.0e}",
     ]
+
+
+def rate_column(entries: Sequence[Entry]) -> str:
+    """What the column of rates holds: for components how near they come to the machine's limits."""
+    settings = {entry.benchmark["params"]["setting"] for entry in entries if entry.benchmark}
+    return "of limit" if settings & {*WORKS} else "tokens/s"
+
+
+def _rate(info: dict[str, Any]) -> str:
+    if info["fraction_of_limit"] is not None:
+        return f"{info['fraction_of_limit']:.2f}"
+    if info["word_error_rate"] is not None:
+        return f"WER {info['word_error_rate']:.1%}"
+    return "" if info["tokens_per_second"] is None else f"{info['tokens_per_second']:.1f}"
+
+
+def _tokens(parity: dict[str, Any]) -> str:
+    if parity["tokens_equal"] is None:
+        return ""
+    return "equal" if parity["tokens_equal"] else f"differ from {parity['first_difference']}"
 
 
 def _notes(entries: Sequence[Entry]) -> Iterable[str]:
@@ -97,7 +118,8 @@ def _notes(entries: Sequence[Entry]) -> Iterable[str]:
             yield f"{entry.outcome}: {entry.id}: {entry.reason}"
     settings = {entry.benchmark["params"]["setting"] for entry in entries if entry.benchmark}
     if settings:
-        counts = ", ".join(f"{name} {SETTINGS[name].rounds}" for name in SETTINGS if name in settings)
+        named = (name for name in (*SETTINGS, *WORKS) if name in settings)
+        counts = ", ".join(f"{name} {setting_of(name).rounds}" for name in named)
         yield f"time: median round times the setting's rounds ({counts}); peak memory includes the weights"
     if any(entry.benchmark and _loaded(entry.benchmark["extra_info"]) for entry in entries):
         yield f"! others kept over {FOREIGN_LOAD_CORES} cores busy meanwhile: trust ratios, not times"

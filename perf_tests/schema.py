@@ -17,8 +17,8 @@ class Field(NamedTuple):
     """One recorded key.
 
     ``kind`` is a JSON type: ``string``, ``integer``, ``number`` (finite), ``boolean``, ``numbers`` (a list),
-    ``strings`` (an object of strings), ``counts`` (of integers), ``numbers by name`` (of numbers) or ``object`` (described by
-    ``fields``).
+    ``strings`` (an object of strings), ``counts`` (of integers), ``numbers by name`` (of numbers) or ``object``
+    (described by ``fields``).
     """
 
     name: str

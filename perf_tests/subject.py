@@ -75,13 +75,11 @@ class Subject:
 
     def uncaptured(self) -> AbstractContextManager[None]:
         """A context in which a round runs operator by operator: a replayed CUDA graph dispatches none."""
-        return getattr(self.model, "uncaptured", nullcontext)()  # type: ignore[no-any-return]
+        return getattr(self.model, "uncaptured", nullcontext)()
 
     def release(self) -> None:
         """Let go of everything that takes memory, whoever holds the subject."""
-        kept = {name: self.__dict__[name] for name in ("implementation", "place")}
-        self.__dict__.clear()
-        self.__dict__.update(kept)
+        del self.model, self.features
 
 
 class Stage:

@@ -62,6 +62,10 @@ class Component(Subject):
             self.cell, self.place.dtype.itemsize, batch_size=len(self.features), stores_cross=bool(stores_cross)
         )
 
+    def release(self) -> None:
+        """Let go of caches and inputs too, whatever they are called."""
+        self.__dict__ = {"implementation": self.implementation, "place": self.place}
+
     def random_states(self, positions: int, seed: int = 0) -> Tensor:
         """States like those behind a layer norm, (batch, positions, width)."""
         return self._on_device(torch.randn(self._shape(positions, self.dims.d_model), generator=_generator(seed)))

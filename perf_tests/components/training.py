@@ -17,12 +17,12 @@ class TrainingStep(Component):
         self.model.train()
         self.labels = self.random_tokens(self.work.new_tokens)
 
-    @torch.enable_grad()  # type: ignore[untyped-decorator]
+    @torch.enable_grad()
     def compute(self) -> Tensor:
         """The loss; the gradients are left in the parameters."""
         self.model.zero_grad(set_to_none=True)
         loss: Tensor = self.model(input_features=self.features, labels=self.labels).loss
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss.detach()
 
     def outputs(self) -> tuple[Tensor, ...]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jiwer
 from torch import Tensor
 from transformers import WhisperTokenizer
+from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
 
 def word_error_rate(checkpoint: str, tokens: Tensor, said: Sequence[str]) -> float:
@@ -14,11 +15,13 @@ def word_error_rate(checkpoint: str, tokens: Tensor, said: Sequence[str]) -> flo
     contractions, numbers and spellings do not count.
 
     Args:
-        checkpoint: Hub id of the tokenizer; its ``normalizer.json`` has the spellings.
+        checkpoint: Hub id of the tokenizer; its ``normalizer.json`` has the spellings (without one, British and
+            American spellings are two words).
         tokens: (clips, tokens).
         said: One text per clip.
     """
     tokenizer = WhisperTokenizer.from_pretrained(checkpoint)
     texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
-    references, hypotheses = ([tokenizer.normalize(text) for text in texts] for texts in (said, texts))
+    normalize = EnglishTextNormalizer(tokenizer.english_spelling_normalizer or {})
+    references, hypotheses = ([normalize(text) for text in side] for side in (said, texts))
     return float(jiwer.wer(references, hypotheses))

@@ -7,6 +7,7 @@ from PyTorch: what no library here reaches is not known to be possible.
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -73,26 +74,24 @@ def _moves(place: Place) -> Iterator[Way]:
 
 def _products(place: Place, dtype: torch.dtype) -> Iterator[Way]:
     """Products by ``matmul``, ``linear``, oneDNN's linear operator and the 1x1 convolution over channels-last."""
-    for rows, inner, columns in CUDA_SHAPES if place.device.type == "cuda" else CPU_SHAPES:
-        flops = 2.0 * rows * inner * columns
+    on_cuda = place.device.type == "cuda"
+    onednn = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    for rows, inner, columns in CUDA_SHAPES if on_cuda else CPU_SHAPES:
         x = torch.randn(rows, inner, device=place.device).to(dtype)
         weight = torch.randn(columns, inner, device=place.device).to(dtype)
-        columns_first = weight.t().contiguous()
-        shape = f"{rows}x{inner}x{columns}"
-        yield Way(f"matmul {shape}", flops, lambda a=x, b=columns_first: a @ b)  # type: ignore[misc]
-        yield Way(f"linear {shape}", flops, lambda a=x, b=weight: F.linear(a, b))  # type: ignore[misc]
-        if place.device.type != "cpu":
-            continue
-        onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-        if onednn is not None and torch.backends.mkldnn.is_available() and dtype != torch.float16:
-            yield Way(
-                f"oneDNN linear {shape}",
-                flops,
-                lambda a=x, b=weight: onednn(a, b, None, "none", [], "none"),  # type: ignore[misc]
-            )
-        image = x.t().reshape(1, inner, rows, 1).contiguous(memory_format=torch.channels_last)
-        kernel = weight.view(columns, inner, 1, 1)
-        yield Way(f"convolution {shape}", flops, lambda a=image, b=kernel: F.conv2d(a, b))  # type: ignore[misc]
+        calls: dict[str, Callable[[], Any]] = {
+            "matmul": partial(torch.matmul, x, weight.t().contiguous()),
+            "linear": partial(F.linear, x, weight),
+        }
+        if not on_cuda:
+            image = x.t().reshape(1, inner, rows, 1).contiguous(memory_format=torch.channels_last)
+            calls["convolution"] = partial(F.conv2d, image, weight.view(columns, inner, 1, 1))
+            if onednn and dtype != torch.float16:
+                calls["oneDNN linear"] = partial(
+                    torch.ops.mkldnn._linear_pointwise, x, weight, None, "none", [], "none"
+                )
+        for name, call in calls.items():
+            yield Way(f"{name} {rows}x{inner}x{columns}", 2.0 * rows * inner * columns, call)
 
 
 def _best(ways: Iterator[Way], place: Place) -> tuple[float, str]:

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from perf_tests.cases import Case
@@ -33,7 +32,7 @@ def profile_round(subject: Subject, folder: Path, case: Case) -> dict[str, float
     seconds: dict[str, float] = {}
     calls: dict[str, int] = {}
     for event in profiler.key_averages():
-        if on_cuda and event.device_type != DeviceType.CUDA:
+        if on_cuda and event.device_type.name != "CUDA":
             continue
         time = event.self_device_time_total if on_cuda else event.self_cpu_time_total
         if time > 0:

@@ -12,6 +12,7 @@ from typing import Any
 
 from perf_tests.plan import BadInputError
 
+from . import explain
 from .arguments import make_parser, percentage, run_command
 from .comparison import compare_runs
 from .config import Config, find_config, read_config
@@ -76,6 +77,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("--markdown", type=Path, metavar="FILE", help="write the report as Markdown")
     add("--strict", action="store_true", help="AMBIGUOUS ends with 1 too")
     add("--only", action="append", choices=KINDS, metavar="KIND", help=f"judge only this one of {', '.join(KINDS)}")
+    add("--explain", action="store_true", help="also show which operators' counts, or shares of the time, changed")
     add("--allow", action="append", default=[], metavar="KEY", help=f"may differ: {', '.join(ALLOWABLE)}")
     what = {TIME: "slower than this by the control's measure", "memory": "growth above this", "counters": "the same"}
     for kind, default in DEFAULTS.items():
@@ -93,15 +95,20 @@ def _compare(options: argparse.Namespace) -> int:
     timed = TIME in rules.kinds
     base, head = (read_run(found.path, found.name, timed=timed) for found in (base_at, head_at))
     comparison = compare_runs(base, head, rules, allow=options.allow, base_chosen=base_at.chosen, strict=options.strict)
+    explanations = explain.explain_runs(base.document, head.document) if options.explain else {}
     if options.json is not None:
-        _write_json(options.json, comparison.to_json())
+        report = comparison.to_json()
+        for case in report["cases"]:
+            if case["id"] in explanations:
+                case["explanation"] = explain.to_json(explanations[case["id"]])
+        _write_json(options.json, report)
     if options.markdown is not None:
         from .markdown import to_markdown
 
         write_file(options.markdown, to_markdown(comparison).encode())
     from .terminal import print_comparison
 
-    print_comparison(comparison)
+    print_comparison(comparison, explanations=explanations)
     return comparison.exit_code
 
 

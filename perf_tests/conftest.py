@@ -12,7 +12,7 @@ from .limits import LIMITS
 from .options import PLAN, is_perf_item
 from .plan import BadInputError, Plan
 from .terminal import PROGRESS, SPEECH
-from .works import ACCURACY, COMPONENTS, WORKS, function_of, setting_of, why_unavailable
+from .works import WORKS, function_of, setting_of, why_unavailable
 
 LONG_FORM_CLIPS = 32
 
@@ -26,17 +26,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if {*Case._fields} <= {*metafunc.fixturenames}:
         name = metafunc.function.__name__
         chosen = [case for case in metafunc.config.stash[PLAN].cases if function_of(case) == name]
-        if not chosen:  # its file was named
-            pytest.exit(f"{name}: no case of it is selected{_advice(name)}", pytest.ExitCode.USAGE_ERROR)
         metafunc.parametrize(Case._fields, chosen, ids=[case.id for case in chosen])
-
-
-def _advice(name: str) -> str:
-    """Which option selects cases of a test function."""
-    for matrix in (COMPONENTS, ACCURACY):
-        if name in {WORKS[setting].test for setting in matrix.settings}:
-            return f"; give {matrix.option}, or another preset"
-    return "; leave out --perf-components and --perf-accuracy"
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

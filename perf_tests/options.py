@@ -7,7 +7,7 @@ from collections.abc import Generator
 import pytest
 from pytest_benchmark.logger import PytestBenchmarkWarning
 
-from . import cases
+from . import cases, works
 from .plan import (
     DEFAULT_DATASET,
     DTYPES,
@@ -98,6 +98,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore::pytest_benchmark.logger.PytestBenchmarkWarning")
     try:
         config.stash[PLAN] = make_plan(read_options(config), _probes(config))
+        _check_named_files(config)
     except BadInputError as error:
         raise pytest.UsageError(str(error)) from None
 
@@ -133,6 +134,23 @@ def read_options(config: pytest.Config) -> Options:
 def is_perf_item(item: pytest.Item) -> bool:
     """Whether ``item`` is a case of the suite, as opposed to an ordinary test."""
     return item.path.parent.name == TEST_FILES and "benchmark" in getattr(item, "fixturenames", ())
+
+
+def _check_named_files(config: pytest.Config) -> None:
+    """A file of the suite that was named must have cases.
+
+    Raises:
+        BadInputError: the plan has none for it.
+    """
+    planned = {works.function_of(case) for case in config.stash[PLAN].cases}
+    for argument in config.args:
+        path = config.invocation_params.dir / argument.partition("::")[0]
+        name = path.stem
+        if path.resolve().parent.name != TEST_FILES or not name.startswith("test_") or name in planned:
+            continue
+        groups = [group for group in (works.COMPONENTS, works.ACCURACY) if name in works.functions_of(group)]
+        advice = f"give {groups[0].option}, or another preset" if groups else "leave out --perf-components or the like"
+        raise BadInputError(f"{path.name}: no case of it is selected; {advice}")
 
 
 def _probes(config: pytest.Config) -> Probes:

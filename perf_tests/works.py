@@ -121,6 +121,11 @@ def function_of(case: Case) -> str:
     return WORKS[case.setting].test if case.setting in WORKS else "test_generate"
 
 
+def functions_of(matrix: Matrix) -> set[str]:
+    """The test functions that a group of cases has."""
+    return {WORKS[name].test for name in matrix.settings}
+
+
 def rounds_of(preset: str, name: str) -> int:
     """How many rounds a preset times a work for."""
     matrix = ACCURACY if name in ACCURACY.settings else COMPONENTS

@@ -12,6 +12,12 @@ from .tiny import Pair, decoder_tokens, make_pair, mel_features
 
 ALL_DROPOUT = {"dropout": 0.2, "attention_dropout": 0.3, "activation_dropout": 0.2}
 LENGTH = 9
+# Under its newer name where Transformers has that.
+CHECKPOINTING = next(
+    name
+    for name in ("activation_checkpointing", "gradient_checkpointing")
+    if name in Seq2SeqTrainingArguments.__dataclass_fields__
+)
 
 
 def gradients(model: torch.nn.Module, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
@@ -44,8 +50,7 @@ def test_gradients_with_dropout_have_the_originals_mean_and_spread(kind: str) ->
     variances = (original.var(0) + flash.var(0)) / draws
     deviations = (original.mean(0) - flash.mean(0)) / variances.sqrt()
     # One standard error where the distributions are the same; entries of a matrix move together, hence the room.
-    print(kind, deviations.pow(2).mean().sqrt(), flash.std(0).mean() / original.std(0).mean())
-    assert deviations.pow(2).mean().sqrt() < 1.6
+    assert deviations.pow(2).mean().sqrt() < 1.3
     spread = flash.std(0).mean() / original.std(0).mean()
     assert 0.85 < spread < 1.15
 
@@ -121,8 +126,8 @@ def test_the_trainers_loss_follows_the_originals(checkpointing: bool, pair: Pair
             use_cpu=True,
             disable_tqdm=True,
             dataloader_pin_memory=False,
-            gradient_checkpointing=checkpointing,
             seed=7,
+            **{CHECKPOINTING: checkpointing},
         )
         trainer = Seq2SeqTrainer(model=model, args=arguments, train_dataset=Examples(), eval_dataset=Examples())
         trainer.train()

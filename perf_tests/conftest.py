@@ -12,13 +12,13 @@ from .limits import LIMITS
 from .options import PLAN, is_perf_item
 from .plan import BadInputError, Plan
 from .terminal import PROGRESS, SPEECH
-from .works import WORKS, function_of, setting_of, why_unavailable
-
-LONG_FORM_CLIPS = 32
+from .works import COMPONENTS, WORKS, function_of, setting_of, why_unavailable
 
 if TYPE_CHECKING:
     from .procedure import Procedure, Workspace
     from .subject import Place, Stage
+
+LONG_FORM_CLIPS = 32
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -107,7 +107,8 @@ def limits(place: "Place", pytestconfig: pytest.Config) -> dict[str, Any]:
     """What this machine can do at most; measured where a component first asks, and saved with the run."""
     from .measure.limits import measure_limits
 
-    return pytestconfig.stash.setdefault(LIMITS, measure_limits(place))
+    pytestconfig.stash[LIMITS] = measure_limits(place)
+    return pytestconfig.stash[LIMITS]
 
 
 @pytest.fixture
@@ -130,7 +131,7 @@ def workspace(
         if case.setting in WORKS:
             from .components.workspace import ComponentWorkspace
 
-            limits = request.getfixturevalue("limits")
+            limits = request.getfixturevalue("limits") if case.setting in COMPONENTS.settings else None
             new: Workspace = ComponentWorkspace(case.cell, plan, procedure.speech, place, weights, limits)
         else:
             new = Workspace(case.cell, plan, procedure.speech, place, weights)

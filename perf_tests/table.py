@@ -7,7 +7,7 @@ from typing import Any
 
 from .cases import SETTINGS
 from .journal import Entry
-from .works import WORKS, setting_of
+from .works import ACCURACY, WORKS, setting_of
 
 FOREIGN_LOAD_CORES = 0.2
 LEAST_WIDTH = 148
@@ -95,6 +95,8 @@ def _row(entry: Entry) -> Iterable[str]:
 def rate_column(entries: Sequence[Entry]) -> str:
     """What the column of rates holds: for components how near they come to the machine's limits."""
     settings = {entry.benchmark["params"]["setting"] for entry in entries if entry.benchmark}
+    if settings & {*ACCURACY.settings}:
+        return "words wrong"
     return "of limit" if settings & {*WORKS} else "tokens/s"
 
 
@@ -102,7 +104,7 @@ def _rate(info: dict[str, Any]) -> str:
     if info["fraction_of_limit"] is not None:
         return f"{info['fraction_of_limit']:.2f}"
     if info["word_error_rate"] is not None:
-        return f"WER {info['word_error_rate']:.1%}"
+        return f"{100 * info['word_error_rate']:.1f} %"
     return "" if info["tokens_per_second"] is None else f"{info['tokens_per_second']:.1f}"
 
 

@@ -13,17 +13,26 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.filterwarnings("default")
 
 
+@pytest.fixture
+def words(procedure: "Procedure") -> None:
+    """What is needed to count wrong words; asked for first, before anything is built."""
+    pytest.importorskip("jiwer", reason="the word error rate needs `jiwer` (extra `accuracy`)")
+    if procedure.speech.texts is None:
+        name = procedure.speech.name
+        pytest.skip(f"{name} audio comes without its words; give a --perf-dataset that has a column 'text'")
+
+
 def test_accuracy(
-    case: "Case", workspace: "Workspace", stage: "Stage", procedure: "Procedure", benchmark: "Benchmark"
+    words: None,
+    case: "Case",
+    workspace: "Workspace",
+    stage: "Stage",
+    procedure: "Procedure",
+    benchmark: "Benchmark",
 ) -> None:
     """Parity, word error rate, memory, counters and time of transcribing the data set's clips."""
     from .models import WeightsUnavailableError
 
-    pytest.importorskip("jiwer", reason="the word error rate needs `jiwer` (extra `accuracy`)")
-    if procedure.speech.texts is None:
-        pytest.skip(
-            f"{procedure.speech.name} audio does not say what is said; give a --perf-dataset with a column 'text'"
-        )
     try:
         procedure.measure(case, workspace, stage, benchmark)
     except WeightsUnavailableError as error:

@@ -39,7 +39,7 @@ KINDS: dict[str, type[Component]] = {
 
 
 class ComponentWorkspace(Workspace):
-    """Weights, input, the outputs that parity compares with, and the machine's limits."""
+    """Weights, input, the outputs that parity compares with, and the machine's limits where there is a floor."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class ComponentWorkspace(Workspace):
         speech: Speech,
         place: Place,
         weights: Weights | None,
-        limits: dict[str, Any],
+        limits: dict[str, Any] | None,
     ) -> None:
         self.cell = cell
         self.place = place
@@ -75,7 +75,7 @@ class ComponentWorkspace(Workspace):
         assert isinstance(subject, Component)
         record = dict.fromkeys(COMPONENT_KEYS) | subject.findings()
         phases = subject.phases()
-        if not phases:
+        if not phases or self.limits is None:
             return record
         throughput = self.limits["flops_per_second"][str(self.place.dtype).removeprefix("torch.")]
         floor = floor_of(phases, self.limits["memory_bytes_per_second"], throughput)

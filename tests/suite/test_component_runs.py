@@ -76,6 +76,7 @@ def test_profiles_lie_beside_the_run(saved: dict[str, Any], folder: Path) -> Non
         assert 0.5 < sum(bench["extra_info"]["op_shares"].values()) <= 1.001
 
 
+@pytest.mark.slow
 def test_what_is_not_installed_is_skipped_with_its_reason(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     asked = ("--perf-implementation", "flash_attention_2", "-k", "cache_64", f"--benchmark-json={path}")
@@ -86,6 +87,7 @@ def test_what_is_not_installed_is_skipped_with_its_reason(tmp_path: Path) -> Non
     assert entry["reason"].startswith("flash_attention_2 ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dataset", "reason"),
     [("synthetic", "synthetic audio comes without its words"), (None, "neither in the Hub's cache nor to be had")],

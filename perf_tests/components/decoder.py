@@ -93,6 +93,9 @@ class FlashStepper:
 
         self.model, self.encoded = model, states
         self._stores_cross = bool(model.stores_cross_attention(len(states)))
+        # Where generate captures its steps; on a CPU a session steps too, which the tests use.
+        self.captures = states.device.type == "cuda"
+        self.uses_session = self.captures
         self._positions = torch.arange(MAX_TARGET_POSITIONS, device=states.device)
         self._session: GreedySession | None = None
         self._weights: Any = None
@@ -110,14 +113,14 @@ class FlashStepper:
 
         self._length = ids.shape[1]
         self._weights = self.model.decoder_weights()
-        if ids.device.type == "cuda":
+        if self.uses_session:
             self._session = GreedySession(
                 self._weights,
                 self._shape(self._length + 1),
                 None,
                 None,
                 stores_cross=self._stores_cross,
-                captures=True,
+                captures=self.captures,
             )
             self._cache = self._session.cache
             if self._session.states is not None:
@@ -126,7 +129,7 @@ class FlashStepper:
         else:
             self._cache = self._empty_cache(self._weights, self._length + 1)
         self._run(self._weights, self._cache, ids, 0)
-        self.model.note_decoding(self._cache, captured=self._session is not None)
+        self.model.note_decoding(self._cache, captured=self.captures)
 
     def step(self, tokens: Tensor) -> Tensor:
         """The logits of one more token; on CUDA the tokens that a session holds, the chosen one last."""
@@ -150,7 +153,7 @@ class FlashStepper:
             yield
         finally:
             if self._session is not None:
-                self._session.captures = True
+                self._session.captures = self.captures
 
     def _shape(self, capacity: int) -> Any:
         from whisper_flash_attention.kv_cache import CacheShape

@@ -11,7 +11,7 @@ import torch
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 from .audio import SAMPLING_RATE, Speech
-from .cases import CHECKPOINTS, Cell
+from .cases import CHECKPOINTS, MEL_FRAMES, Cell
 from .models import Weights
 from .vocabulary import vocabulary_of
 from .works import setting_of
@@ -144,6 +144,11 @@ def clear_frames(error: BaseException | None) -> None:
         seen.add(id(error))
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
+
+
+def make_empty_features(cell: Cell) -> torch.Tensor:
+    """Zeros in place of the features, for rounds that are not computed."""
+    return torch.zeros(setting_of(cell.setting).batch_size, CHECKPOINTS[cell.checkpoint].mel_bins, MEL_FRAMES)
 
 
 def make_features(cell: Cell, speech: Speech) -> torch.Tensor:

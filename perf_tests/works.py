@@ -72,12 +72,12 @@ WORKS: dict[str, Work] = {**_SINGLE, **_BATCHED, **_WHOLE, **_TRAINED, **_LONG, 
 PAPER_ROWS = (("tiny.en", 4), ("base.en", 6), ("small.en", 12), ("medium.en", 24))
 QUICK_ROWS = PAPER_ROWS[:1]
 QUICK_ROUNDS = {
-    "test_encoder": 10,
-    "test_prefill": 15,
-    "test_decode_step": 40,
-    "test_attention": 15,
-    "test_training_step": 5,
-    "test_load": 5,
+    "test_encoder": 5,
+    "test_prefill": 10,
+    "test_decode_step": 20,
+    "test_attention": 10,
+    "test_training_step": 3,
+    "test_load": 4,
     "test_accuracy": 2,
 }
 
@@ -91,10 +91,10 @@ COMPONENTS = Matrix(
     option="--perf-components",
     presets={
         "quick": Preset(
-            _cells(QUICK_ROWS, _SINGLE, _WHOLE), {w: QUICK_ROUNDS[WORKS[w].test] for w in _SINGLE | _WHOLE}
+            _cells(QUICK_ROWS, _SINGLE, _WHOLE), {w: QUICK_ROUNDS[WORKS[w].test] for w in _SINGLE | _WHOLE}, 8
         ),
-        "paper": Preset(_cells(PAPER_ROWS, _SINGLE, _BATCHED, _WHOLE, _TRAINED), {}),
-        "full": Preset(_cells(_FULL_ROWS, _SINGLE, _BATCHED, _WHOLE, _TRAINED, _LONG), {}),
+        "paper": Preset(_cells(PAPER_ROWS, _SINGLE, _BATCHED, _WHOLE, _TRAINED), {}, 30),
+        "full": Preset(_cells(_FULL_ROWS, _SINGLE, _BATCHED, _WHOLE, _TRAINED, _LONG), {}, 30),
     },
     settings=tuple(work for work in WORKS if work not in _ACCURACY),
     implementations=COMPONENT_IMPLEMENTATIONS,
@@ -102,9 +102,9 @@ COMPONENTS = Matrix(
 ACCURACY = Matrix(
     option="--perf-accuracy",
     presets={
-        "quick": Preset(_cells(QUICK_ROWS, _ACCURACY), {"transcribe": QUICK_ROUNDS["test_accuracy"]}),
-        "paper": Preset(_cells(PAPER_ROWS, _ACCURACY), {}),
-        "full": Preset(_cells(_FULL_ROWS, _ACCURACY), {}),
+        "quick": Preset(_cells(QUICK_ROWS, _ACCURACY), {"transcribe": QUICK_ROUNDS["test_accuracy"]}, 10),
+        "paper": Preset(_cells(PAPER_ROWS, _ACCURACY), {}, 30),
+        "full": Preset(_cells(_FULL_ROWS, _ACCURACY), {}, 30),
     },
     settings=tuple(_ACCURACY),
     implementations=COMPONENT_IMPLEMENTATIONS,

@@ -7,6 +7,8 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from .calibration import Calibration, Noise, read_calibration
+from .explain import Explanation, to_json
+from .fingerprint import SPEED_ONLY
 from .judging import UNCORRECTED, judge_case
 from .pairs import Pair, pair_runs
 from .runs import Run
@@ -16,7 +18,10 @@ from .verdicts import COULD_NOT_JUDGE, CaseResult, Finding, Verdict, exit_code, 
 
 
 class Comparison(NamedTuple):
-    """The result. ``notes`` are lines for the reader, ``cases`` come in the order of the runs."""
+    """The result. ``notes`` are lines for the reader, ``cases`` come in the order of the runs.
+
+    ``explanations`` say by case id which operators changed, where that was asked for.
+    """
 
     base: str
     head: str
@@ -24,6 +29,7 @@ class Comparison(NamedTuple):
     exit_code: int
     cases: tuple[CaseResult, ...]
     notes: tuple[str, ...]
+    explanations: Mapping[str, Explanation] = {}
 
     def by_badness(self) -> list[CaseResult]:
         """The cases, worst first."""
@@ -42,6 +48,10 @@ class Comparison(NamedTuple):
         """Growth that was accepted, by case id."""
         return [(case.id, finding) for case in self.cases for finding in case.findings if finding.accepted]
 
+    def _explained(self, case_id: str) -> dict[str, Any]:
+        found = self.explanations.get(case_id)
+        return {} if found is None else {"explanation": to_json(found)}
+
     def to_json(self) -> dict[str, Any]:
         """What ``compare --json`` writes."""
         return {
@@ -56,6 +66,7 @@ class Comparison(NamedTuple):
                     "verdict": case.verdict,
                     "reasons": [*case.reasons],
                     "metrics": [_finite(finding._asdict()) for finding in case.findings],
+                    **self._explained(case.id),
                 }
                 for case in self.cases
             ],
@@ -76,8 +87,9 @@ def compare_runs(
     Raises:
         BadInputError: the runs cannot be compared; one line that says why.
     """
-    timed = TIME in rules.kinds
-    pairs, differences = pair_runs(base, head, allow, timed=timed)
+    counted = base.counted and head.counted
+    timed = TIME in rules.kinds and not counted
+    pairs, differences = pair_runs(base, head, (*allow, *(SPEED_ONLY if counted else ())), timed=TIME in rules.kinds)
     calibrations = [read_calibration(run.machine_info) for run in (base, head)] if timed else []
     cases = tuple(judge_case(pair, rules, noise_of(pair, calibrations)) for pair in pairs)
     verdict = worst_of(case.verdict for case in cases)
@@ -95,6 +107,10 @@ def compare_runs(
         notes.append("BASE was measured with uncommitted changes")
     if differences:
         notes.append(f"compared although the machines differ: {', '.join(map(str, differences))}")
+    both = sum(pair.base.counted and pair.head.counted for pair in pairs if pair.base and pair.head)
+    if both and TIME in rules.kinds:
+        what = count_of(both, "case")
+        notes.append(f"{what}: counted without timing by both runs (--perf-counters-only): no time or parity to judge")
     notes += _calibration_notes(cases, pairs, calibrations)
     notes += _drift_notes(cases, pairs)
     return Comparison(base.describe(), head.describe(), verdict, code, cases, tuple(notes))

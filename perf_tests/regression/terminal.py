@@ -3,7 +3,6 @@
 import os
 import shutil
 import sys
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
 from .comparison import Comparison
@@ -35,7 +34,6 @@ def print_comparison(
     file: TextIO | None = None,
     *,
     colour: bool | None = None,
-    explanations: Mapping[str, Explanation] | None = None,
 ) -> None:
     """Print to ``file`` (standard output), in colour where that is a terminal or ``colour`` says so.
 
@@ -60,7 +58,7 @@ def print_comparison(
     console.print(comparison.summary(), style=style)
     console.print(f"BASE  {comparison.base}\nHEAD  {comparison.head}")
     for case in comparison.by_badness():
-        explanation = (explanations or {}).get(case.id)
+        explanation = comparison.explanations.get(case.id)
         if case.verdict is not Verdict.PASS or (explanation is not None and explanation.counts):
             _print_case(console, case, explanation)
     console.print()

@@ -8,6 +8,7 @@ that could return ``None``.
 pytest_plugins = (
     "perf_tests.options",
     "perf_tests.machine",
+    "perf_tests.limits",
     "perf_tests.journal",
     "perf_tests.counters_only",
     "perf_tests.terminal",

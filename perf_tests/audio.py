@@ -26,11 +26,15 @@ PROBE_TIMEOUT_SECONDS = 3.0
 
 
 class Speech(NamedTuple):
-    """Clips of speech, what they are called in the run, and why they are not the default data set's."""
+    """Clips of speech, what they are called in the run, and why they are not the default data set's.
+
+    ``texts`` are what is said in each clip, where the data set says it.
+    """
 
     clips: "list[Samples]"
     name: str
     fallback_reason: str | None = None
+    texts: list[str] | None = None
 
 
 def load_speech(dataset: str | None, count: int) -> Speech:
@@ -43,28 +47,30 @@ def load_speech(dataset: str | None, count: int) -> Speech:
         return Speech(make_speech(count), SYNTHETIC)
     if dataset is not None:
         try:
-            return Speech(read_dataset(dataset, count), dataset)
+            clips, texts = read_dataset(dataset, count)
         except BadInputError:
             raise
         except Exception as error:  # the libraries' errors have no common type; all mean the same here
             raise BadInputError(f"--perf-dataset {dataset}: cannot be read: {first_line(error)}") from None
+        return Speech(clips, dataset, texts=texts)
     try:
         if not is_cached(DEFAULT_DATASET) and go_offline_unless_reachable():
             return Speech(make_speech(count), SYNTHETIC, "the Hub is not reachable")
-        return Speech(read_dataset(DEFAULT_DATASET, count), DEFAULT_DATASET)
+        clips, texts = read_dataset(DEFAULT_DATASET, count)
     except Exception as error:  # as above; the default is a wish, not an order
         return Speech(make_speech(count), SYNTHETIC, first_line(error))
+    return Speech(clips, DEFAULT_DATASET, texts=texts)
 
 
-def read_dataset(name_or_folder: str, count: int) -> "list[Samples]":
-    """Read up to ``count`` clips.
+def read_dataset(name_or_folder: str, count: int) -> "tuple[list[Samples], list[str] | None]":
+    """Read up to ``count`` clips, and what is said in them where a column ``text`` has it.
 
     A folder of sound files is read as it is. Everything else is read with ``datasets``, from the split
     ``validation`` or else the first.
     """
     folder = Path(name_or_folder).expanduser()
     if folder.is_dir() and not files_in(folder, TABLE_FILES):
-        return [decode({"path": path}) for path in files_in(folder, SOUND_FILES)[:count]]
+        return [decode({"path": path}) for path in files_in(folder, SOUND_FILES)[:count]], None
     if not folder.is_dir():
         go_offline_unless_reachable()
     import datasets
@@ -82,7 +88,8 @@ def read_dataset(name_or_folder: str, count: int) -> "list[Samples]":
     if "audio" not in split.column_names or not len(split):
         raise BadInputError(f"--perf-dataset {name_or_folder}: holds no audio (no column named 'audio', or no row)")
     rows = split.cast_column("audio", datasets.Audio(decode=False)).select(range(min(count, len(split))))
-    return [decode(row["audio"]) for row in rows]
+    texts = [str(text) for text in rows["text"]] if "text" in split.column_names else None
+    return [decode(row["audio"]) for row in rows], texts
 
 
 def decode(audio: dict[str, Any]) -> "Samples":

@@ -77,6 +77,15 @@ class Preset(NamedTuple):
     case_budget_seconds: float
 
 
+class Matrix(NamedTuple):
+    """One group of cases: what each preset has of it, the names it knows, and the option that asks for it."""
+
+    option: str
+    presets: Mapping[str, Preset]
+    settings: tuple[str, ...]
+    implementations: tuple[str, ...]
+
+
 class SelectionError(ValueError):
     """A selection that names something unknown or leaves no case; the message is one line for the user."""
 
@@ -138,6 +147,8 @@ PRESETS: dict[str, Preset] = {
     "full": Preset(cells=_cells((*PAPER_ROWS, *LATER_ROWS), ("single", "batched")), rounds={}, case_budget_seconds=120),
 }
 
+GENERATE = Matrix("", PRESETS, tuple(SETTINGS), IMPLEMENTATIONS)
+
 
 class Selection(NamedTuple):
     """Which cases of a preset to run; an empty tuple takes all."""
@@ -156,28 +167,28 @@ NARROWING = {
 }
 
 
-def select(preset: str, selection: Selection) -> tuple[Case, ...]:
+def select(preset: str, selection: Selection, matrix: Matrix = GENERATE) -> tuple[Case, ...]:
     """Return the cases of ``preset`` that ``selection`` keeps, in the table's order, cell by cell.
 
     Raises:
         SelectionError: a name is unknown, a checkpoint has no so many decoder layers, or nothing is left.
     """
-    _check_names("--perf-preset", [preset], PRESETS)
+    _check_names("--perf-preset", [preset], matrix.presets)
     _check_names("--perf-checkpoint", selection.checkpoints, CHECKPOINTS)
-    _check_names("--perf-setting", selection.settings, SETTINGS)
-    _check_names("--perf-implementation", selection.implementations, IMPLEMENTATIONS)
+    _check_names("--perf-setting", selection.settings, matrix.settings)
+    _check_names("--perf-implementation", selection.implementations, matrix.implementations)
     _check_depths(selection)
-    cells = [cell for cell in PRESETS[preset].cells if _keeps(selection, cell)]
+    cells = [cell for cell in matrix.presets[preset].cells if _keeps(selection, cell)]
     for field, option in NARROWING.items():
         for value in getattr(selection, field):
             only: dict[str, Any] = {field: (value,)}
             narrow = selection._replace(**only)
             if not any(_keeps(narrow, cell) for cell in cells):
-                raise SelectionError(_no_cell(preset, narrow, f"{option} {value}"))
+                raise SelectionError(_no_cell(preset, narrow, f"{option} {value}", matrix))
     if not cells:
-        raise SelectionError(_no_cell(preset, selection, "--perf-weights pretrained"))
-    implementations = selection.implementations or IMPLEMENTATIONS
-    return tuple(Case(*cell, name) for cell in cells for name in IMPLEMENTATIONS if name in implementations)
+        raise SelectionError(_no_cell(preset, selection, "--perf-weights pretrained", matrix))
+    implementations = selection.implementations or matrix.implementations
+    return tuple(Case(*cell, name) for cell in cells for name in matrix.implementations if name in implementations)
 
 
 def _keeps(selection: Selection, cell: Cell) -> bool:
@@ -185,7 +196,7 @@ def _keeps(selection: Selection, cell: Cell) -> bool:
     return (
         cell.checkpoint in (selection.checkpoints or CHECKPOINTS)
         and cell.decoder_layers in (selection.decoder_layers or (cell.decoder_layers,))
-        and cell.setting in (selection.settings or SETTINGS)
+        and cell.setting in (selection.settings or (cell.setting,))
         and (cell.decoder_layers == full_depth or not selection.full_depth_only)
     )
 
@@ -209,7 +220,7 @@ def _check_depths(selection: Selection) -> None:
             )
 
 
-def _no_cell(preset: str, selection: Selection, culprit: str) -> str:
-    others = [name for name, other in PRESETS.items() if any(_keeps(selection, cell) for cell in other.cells)]
+def _no_cell(preset: str, selection: Selection, culprit: str, matrix: Matrix) -> str:
+    others = [name for name, other in matrix.presets.items() if any(_keeps(selection, cell) for cell in other.cells)]
     advice = f"presets that have one: {', '.join(others)}" if others else "no preset has one: ask for less at once"
     return f"{culprit}: no cell of preset {preset!r} matches the selection; {advice}"

@@ -1,26 +1,39 @@
 """Fixtures of the cases. Torch is imported inside of them, so that collection stays fast."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from .audio import go_offline_unless_reachable, load_speech
-from .cases import SETTINGS, Case
+from .cases import WINDOW_SECONDS, Case
+from .limits import LIMITS
 from .options import PLAN, is_perf_item
 from .plan import BadInputError, Plan
 from .terminal import PROGRESS, SPEECH
+from .works import COMPONENTS, WORKS, function_of, setting_of, why_unavailable
 
 if TYPE_CHECKING:
     from .procedure import Procedure, Workspace
     from .subject import Place, Stage
 
+LONG_FORM_CLIPS = 32
+
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One item per case of the plan, its parameters the case's four fields."""
+    """One item per case of the plan that the function runs, its parameters the case's four fields."""
     if {*Case._fields} <= {*metafunc.fixturenames}:
-        chosen = metafunc.config.stash[PLAN].cases
+        name = metafunc.function.__name__
+        chosen = [case for case in metafunc.config.stash[PLAN].cases if function_of(case) == name]
         metafunc.parametrize(Case._fields, chosen, ids=[case.id for case in chosen])
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out the files of tests that the plan has no case for."""
+    name = collection_path.stem
+    is_idle = name.startswith("test_") and name not in {function_of(case) for case in config.stash[PLAN].cases}
+    return True if is_idle else None
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -32,7 +45,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         return
     plan = config.stash[PLAN]
     settings = {str(item.callspec.params["setting"]) for item in chosen if isinstance(item, pytest.Function)}
-    count = max(SETTINGS[setting].batch_size for setting in settings)
+    count = max(setting_of(setting).batch_size for setting in settings)
+    if any(setting in WORKS and WORKS[setting].seconds > WINDOW_SECONDS for setting in settings):
+        count = max(count, LONG_FORM_CLIPS)
     if plan.weights == "pretrained":
         go_offline_unless_reachable()  # before the Hub's client is imported, which reads the switch then
     try:
@@ -75,8 +90,11 @@ def procedure(plan: Plan, pytestconfig: pytest.Config) -> "Procedure":
 
 
 @pytest.fixture
-def case(checkpoint: str, decoder_layers: int, setting: str, implementation: str) -> Case:
-    """The case at hand."""
+def case(plan: Plan, checkpoint: str, decoder_layers: int, setting: str, implementation: str) -> Case:
+    """The case at hand; skipped where its implementation cannot run here."""
+    reason = why_unavailable(implementation, plan.device, plan.dtype)
+    if reason is not None:
+        pytest.skip(reason)
     return Case(checkpoint, decoder_layers, setting, implementation)
 
 
@@ -86,16 +104,40 @@ def workspaces() -> "dict[str, Workspace]":
     return {}
 
 
+@pytest.fixture(scope="session")
+def limits(place: "Place", pytestconfig: pytest.Config) -> dict[str, Any]:
+    """What this machine can do at most; measured where a component first asks, and saved with the run."""
+    from .measure.limits import measure_limits
+
+    pytestconfig.stash[LIMITS] = measure_limits(place)
+    return pytestconfig.stash[LIMITS]
+
+
 @pytest.fixture
 def workspace(
-    case: Case, plan: Plan, place: "Place", procedure: "Procedure", workspaces: "dict[str, Workspace]"
+    case: Case,
+    plan: Plan,
+    place: "Place",
+    procedure: "Procedure",
+    workspaces: "dict[str, Workspace]",
+    request: pytest.FixtureRequest,
 ) -> "Workspace":
-    """What the cases of a cell share."""
+    """What the cases of a cell share; the weights are kept from cell to cell where these are of one model."""
     from .procedure import Workspace
 
     if case.cell.id not in workspaces:
+        last = next(iter(workspaces.values()), None)
         workspaces.clear()
-        workspaces[case.cell.id] = Workspace(case.cell, plan, procedure.speech, place)
+        same = last is not None and last.cell[:2] == case.cell[:2]
+        weights = last.weights if last is not None and same else None
+        if case.setting in WORKS:
+            from .components.workspace import ComponentWorkspace
+
+            limits = request.getfixturevalue("limits") if case.setting in COMPONENTS.settings else None
+            new: Workspace = ComponentWorkspace(case.cell, plan, procedure.speech, place, weights, limits)
+        else:
+            new = Workspace(case.cell, plan, procedure.speech, place, weights)
+        workspaces[case.cell.id] = new
     return workspaces[case.cell.id]
 
 

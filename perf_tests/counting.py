@@ -11,7 +11,7 @@ from .cases import Case
 from .measure.hollow import count_hollow_round, warm_up_without_products
 from .measure.memory import model_bytes
 from .measure.time import Benchmark
-from .procedure import Procedure, Workspace, counters_record, record_counters, record_memory
+from .procedure import COMPONENT_KEYS, Procedure, Workspace, counters_record, record_counters, record_memory
 from .schema import TIMED_ONLY
 from .subject import Stage, Subject
 
@@ -29,7 +29,7 @@ class Counting(Procedure):
         self.progress.phase("building the model")
         subject = stage.build(case.implementation)
         info = benchmark.extra_info
-        info.update(dict.fromkeys(TIMED_ONLY))
+        info.update(dict.fromkeys((*TIMED_ONLY, *COMPONENT_KEYS, "op_shares")))
         info.update(self.describe(case, subject))
         if self.plan.computes(case.setting):
             self.progress.phase("memory")

@@ -1,7 +1,9 @@
 """A rough forecast of how long a session takes, for its header. Imports no torch."""
 
 from .cases import CHECKPOINTS, ENCODER_POSITIONS, SETTINGS, Case
+from .floors import floor_of, phases_of
 from .plan import Plan
+from .works import WORKS
 
 # What a machine does, order of magnitude only. CPU: a 2-core AMD Zen 5, scaled by the number of cores.
 CPU_FLOPS_PER_CORE = 75e9
@@ -9,6 +11,9 @@ CPU_BYTES_PER_SECOND = 14e9
 CPU_LAYER_SECONDS = 0.75e-3
 GPU_FLOPS = 150e12
 GPU_LAYER_SECONDS = 0.25e-3
+GPU_BYTES_PER_SECOND = 2e12
+# How many times its floor a component takes, and what a call takes at least.
+ABOVE_FLOOR, CALL_SECONDS = 2.5, 1e-3
 BUILD_PARAMETERS_PER_SECOND = 50e6
 # Of one case: warm-ups, memory, parity, counters; these also run the profiler and the reference.
 UNTIMED_ROUNDS = 9
@@ -27,6 +32,8 @@ def estimate_seconds(plan: Plan, cores: int) -> float:
 
 def round_seconds(case: Case, on_cuda: bool, cores: int) -> float:
     """Seconds for one round: the encoder by its operations, each token by the decoder's bytes and layers."""
+    if case.setting in WORKS:
+        return _component_seconds(case, on_cuda, cores)
     dims, setting = CHECKPOINTS[case.checkpoint], SETTINGS[case.setting]
     width, positions = dims.d_model, ENCODER_POSITIONS
     per_encoder_layer = 2 * positions * (4 * width**2 + 2 * width * dims.ffn) + 4 * positions**2 * width
@@ -37,6 +44,20 @@ def round_seconds(case: Case, on_cuda: bool, cores: int) -> float:
     flops = CPU_FLOPS_PER_CORE * cores
     token = max(4 * decoder_weights / CPU_BYTES_PER_SECOND, 2 * setting.batch_size * decoder_weights / flops)
     return encoder / flops + setting.new_tokens * (token + (2 + case.decoder_layers) * CPU_LAYER_SECONDS)
+
+
+def _component_seconds(case: Case, on_cuda: bool, cores: int) -> float:
+    """A component's round by its floor; a transcription's by one encoder and a hundred steps per clip."""
+    work = WORKS[case.setting]
+    moved, flops = (GPU_BYTES_PER_SECOND, GPU_FLOPS) if on_cuda else (CPU_BYTES_PER_SECOND, CPU_FLOPS_PER_CORE * cores)
+    if work.test == "test_accuracy":
+        parts = (
+            (case.cell._replace(setting=name), times) for name, times in (("encoder_batch_1", 1), ("cache_64", 100))
+        )
+        floors = (times * floor_of(phases_of(cell, 4, batch_size=1), moved, flops).seconds for cell, times in parts)
+        return ABOVE_FLOOR * work.batch_size * sum(floors)
+    floor = floor_of(phases_of(case.cell, 4, batch_size=work.batch_size), moved, flops)
+    return ABOVE_FLOOR * floor.seconds + CALL_SECONDS
 
 
 def _case_seconds(case: Case, plan: Plan, cores: int) -> float:

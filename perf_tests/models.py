@@ -26,12 +26,20 @@ MODEL_CLASSES: "Mapping[str, type[WhisperForConditionalGeneration]]" = {
     "original": WhisperForConditionalGeneration,
     "eager": WhisperForConditionalGeneration,
     "flash": WhisperFlashAttentionForConditionalGeneration,
+    "flash_attention_2": WhisperForConditionalGeneration,
+    "flash_attention_3": WhisperForConditionalGeneration,
 }
 LOAD_ARGUMENTS: "Mapping[str, dict[str, Any]]" = {
     "original": {},
     "eager": {"attn_implementation": "eager"},
     "flash": {},
+    "flash_attention_2": {"attn_implementation": "flash_attention_2"},
+    "flash_attention_3": {"attn_implementation": "flash_attention_3"},
 }
+
+
+class WeightsUnavailableError(RuntimeError):
+    """The Hub's checkpoint cannot be had; the message says which, and why."""
 
 
 class Weights:
@@ -49,7 +57,7 @@ class Weights:
         """Build ``implementation`` on ``device`` in ``dtype``, in evaluation mode.
 
         Raises:
-            RuntimeError: the Hub's checkpoint cannot be had.
+            WeightsUnavailableError: the Hub's checkpoint cannot be had.
         """
         model_class, arguments = MODEL_CLASSES[implementation], LOAD_ARGUMENTS[implementation]
         if self.kind == "pretrained":
@@ -77,7 +85,7 @@ class Weights:
             return model_class.from_pretrained(name, **arguments)
         except OSError as error:
             reason = str(error).strip().splitlines()[0]
-            raise RuntimeError(f"{name} is neither in the Hub's cache nor to be had: {reason}") from None
+            raise WeightsUnavailableError(f"{name} is neither in the Hub's cache nor to be had: {reason}") from None
 
 
 def make_config(cell: Cell) -> WhisperConfig:

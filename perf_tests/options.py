@@ -7,7 +7,7 @@ from collections.abc import Generator
 import pytest
 from pytest_benchmark.logger import PytestBenchmarkWarning
 
-from . import cases
+from . import cases, works
 from .plan import (
     DEFAULT_DATASET,
     DEFAULT_PRECISION_PERCENT,
@@ -96,6 +96,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help=f"Only this one of {', '.join(cases.IMPLEMENTATIONS)}.",
         **select,
     )
+    add(
+        "--perf-components",
+        action="store_true",
+        help="The parts of the model in place of generate: encoder, prefill, decode step, attention, training step,"
+        " loading, and in preset full long-form audio; each against this machine's limits.",
+    )
+    add(
+        "--perf-accuracy",
+        action="store_true",
+        help="Word error rates in place of generate: pretrained weights on the data set's clips.",
+    )
+    add(
+        "--perf-profile",
+        metavar="DIR",
+        help="Write a trace (for Perfetto) and a table of operators by share for each case into DIR.",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -106,6 +122,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore::pytest_benchmark.logger.PytestBenchmarkWarning")
     try:
         config.stash[PLAN] = make_plan(read_options(config), _probes(config))
+        _check_named_files(config)
     except BadInputError as error:
         raise pytest.UsageError(str(error)) from None
 
@@ -135,6 +152,9 @@ def read_options(config: pytest.Config) -> Options:
         decoder_layers=tuple(value("perf_decoder_layers")),
         settings=tuple(value("perf_setting")),
         implementations=tuple(value("perf_implementation")),
+        components=value("perf_components"),
+        accuracy=value("perf_accuracy"),
+        profile=value("perf_profile"),
         counters_only=value("perf_counters_only"),
     )
 
@@ -142,6 +162,23 @@ def read_options(config: pytest.Config) -> Options:
 def is_perf_item(item: pytest.Item) -> bool:
     """Whether ``item`` is a case of the suite, as opposed to an ordinary test."""
     return item.path.parent.name == TEST_FILES and "benchmark" in getattr(item, "fixturenames", ())
+
+
+def _check_named_files(config: pytest.Config) -> None:
+    """A file of the suite that was named must have cases.
+
+    Raises:
+        BadInputError: the plan has none for it.
+    """
+    planned = {works.function_of(case) for case in config.stash[PLAN].cases}
+    for argument in config.args:
+        path = config.invocation_params.dir / argument.partition("::")[0]
+        name = path.stem
+        if path.resolve().parent.name != TEST_FILES or not name.startswith("test_") or name in planned:
+            continue
+        groups = [group for group in (works.COMPONENTS, works.ACCURACY) if name in works.functions_of(group)]
+        advice = f"give {groups[0].option}, or another preset" if groups else "leave out --perf-components or the like"
+        raise BadInputError(f"{path.name}: no case of it is selected; {advice}")
 
 
 def _probes(config: pytest.Config) -> Probes:

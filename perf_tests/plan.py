@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from . import cases
+from . import cases, works
 
 DTYPES = ("float32", "float16", "bfloat16")
 WEIGHTS = ("random", "pretrained")
@@ -39,6 +39,9 @@ class Options(NamedTuple):
     decoder_layers: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
     implementations: tuple[str, ...] = ()
+    components: bool = False
+    accuracy: bool = False
+    profile: str | None = None
     counters_only: bool = False
 
 
@@ -77,6 +80,7 @@ class Plan(NamedTuple):
     control_after: bool
     counters_only: bool
     cases: tuple[cases.Case, ...]
+    profile: Path | None = None
 
     @property
     def on_cuda(self) -> bool:
@@ -87,6 +91,8 @@ class Plan(NamedTuple):
         """How many rounds a case of ``setting`` is timed for, at least."""
         if self.rounds is not None:
             return self.rounds
+        if setting in works.WORKS:
+            return works.rounds_of(self.preset, setting)
         return cases.PRESETS[self.preset].rounds.get(setting, cases.SETTINGS[setting].rounds)
 
     def aim_of(self, setting: str) -> Aim | None:
@@ -109,6 +115,8 @@ def make_plan(options: Options, probes: Probes) -> Plan:
         BadInputError: with one line for the user.
     """
     rounds = None if options.rounds is None else _positive(options.rounds, "--perf-rounds", "at least 1 round")
+    matrix = _choose_matrix(options)
+    weights = "pretrained" if matrix is works.ACCURACY else options.weights
     precision, case_budget = _read_aim(options)
     if options.weights not in WEIGHTS:
         raise BadInputError(f"--perf-weights: {options.weights!r} is unknown; choose from {', '.join(WEIGHTS)}")
@@ -125,28 +133,50 @@ def make_plan(options: Options, probes: Probes) -> Plan:
         decoder_layers=tuple(_integer(text, "--perf-decoder-layers") for text in options.decoder_layers),
         settings=options.settings,
         implementations=options.implementations,
-        full_depth_only=options.weights == "pretrained",
+        full_depth_only=weights == "pretrained",
     )
+    if matrix is not cases.GENERATE and not selection.implementations:
+        selection = selection._replace(implementations=works.default_implementations(device, dtype))
     try:
-        chosen = cases.select(preset, selection)
+        chosen = cases.select(preset, selection, matrix)
     except cases.SelectionError as error:
         raise BadInputError(str(error)) from None
     if not on_cuda and dtype != "float32" and not probes.cpu_computes(dtype):
         raise BadInputError(f"--perf-dtype: this CPU (or its torch) cannot compute in {dtype}; use float32")
+    profile = None if options.profile is None else _profile_folder(options.profile)
     return Plan(
         preset=preset,
         preset_reason=reason,
         device=device,
         dtype=dtype,
-        weights=options.weights,
+        weights=weights,
         dataset=options.dataset,
         rounds=rounds,
         precision=precision,
-        case_budget=cases.PRESETS[preset].case_budget_seconds if case_budget is None else case_budget,
+        case_budget=matrix.presets[preset].case_budget_seconds if case_budget is None else case_budget,
         control_after=options.control_after,
         counters_only=options.counters_only,
         cases=chosen,
+        profile=profile,
     )
+
+
+def _choose_matrix(options: Options) -> cases.Matrix:
+    if options.components and options.accuracy:
+        raise BadInputError("--perf-components and --perf-accuracy: one at a time; they are runs of their own")
+    if options.counters_only and (options.components or options.accuracy):
+        asked = works.COMPONENTS.option if options.components else works.ACCURACY.option
+        raise BadInputError(f"{asked}: --perf-counters-only counts generate's cases; leave one of the two out")
+    if options.components:
+        return works.COMPONENTS
+    return works.ACCURACY if options.accuracy else cases.GENERATE
+
+
+def _profile_folder(asked: str) -> Path:
+    folder = Path(asked).expanduser()
+    if not asked.strip() or (folder.exists() and not folder.is_dir()):
+        raise BadInputError(f"--perf-profile {asked}: not a folder; give one for the traces, it is made if missing")
+    return folder
 
 
 def choose_device(asked: str | None, probes: Probes) -> tuple[str, str]:

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from .audio import SYNTHETIC_VERSION, Speech
-from .cases import CHECKPOINTS, SETTINGS, WINDOW_SECONDS, Case, Cell
+from .cases import CHECKPOINTS, WINDOW_SECONDS, Case, Cell
 from .intervals import estimate_speedup
 from .measure.counters import Counters, count_round
 from .measure.device import StateWatch
 from .measure.memory import measure_memory
+from .measure.profile import profile_round
 from .measure.rounds import choose_rounds
 from .measure.time import Benchmark, time_rounds
 from .models import SEED, WEIGHTS_VERSION, ZEROS, Weights
@@ -23,33 +24,43 @@ from .plan import Plan
 from .progress import Progress
 from .schema import SCHEMA_VERSION
 from .subject import FEATURES_VERSION, Place, Stage, Subject, make_empty_features, make_features
+from .works import WORKS, setting_of
 
 CONTROL = "original"
+COMPONENT_KEYS = ("limit_bytes", "limit_flops", "floor_seconds", "fraction_of_limit", "word_error_rate")
 
 
 class Workspace:
     """What the cases of one cell share on the host: weights, features, and the reference for parity."""
 
-    def __init__(self, cell: Cell, plan: Plan, speech: Speech, place: Place) -> None:
+    def __init__(self, cell: Cell, plan: Plan, speech: Speech, place: Place, weights: Weights | None = None) -> None:
         self.cell = cell
         self.place = place
         if plan.computes(cell.setting) or plan.weights != "random":
-            self._weights = Weights(cell, plan.weights)
+            self.weights = weights or Weights(cell, plan.weights)
             self._features = make_features(cell, speech)
         else:
-            self._weights = Weights(cell, ZEROS)
+            self.weights = weights or Weights(cell, ZEROS)
             self._features = make_empty_features(cell)
         self._reference: Reference | None = None
 
     def stage(self) -> Stage:
         """A stage for one case."""
-        return Stage(self.cell, self._weights, self._features, self.place)
+        return Stage(self.cell, self.weights, self._features, self.place)
 
     def reference(self, stage: Stage) -> Reference:
         """The cell's reference, made at first need: after the memory pass, which wants the device alone."""
         if self._reference is None:
             self._reference = make_reference(stage)
         return self._reference
+
+    def check_parity(self, subject: Subject, stage: Stage) -> dict[str, Any]:
+        """Compare a subject with the reference; the record for the key ``parity``."""
+        return check_parity(subject, stage, self.reference(stage))
+
+    def findings(self, subject: Subject, seconds: list[float]) -> dict[str, Any]:
+        """What components record beyond that: nothing of this here."""
+        return dict.fromkeys(COMPONENT_KEYS)
 
 
 class Procedure:
@@ -74,12 +85,18 @@ class Procedure:
         self.progress.phase("memory")
         info.update(record_memory(subject))
         self.progress.phase("parity")
-        info["parity"] = check_parity(subject, stage, workspace.reference(stage))
+        info["parity"] = workspace.check_parity(subject, stage)
         self.progress.phase("counters")
         info.update(record_counters(subject))
         info["attention_backend"] = subject.attention_backend()
+        info["op_shares"] = None
+        if self.plan.profile is not None:
+            self.progress.phase("profile")
+            info["op_shares"] = profile_round(subject, self.plan.profile, case)
         control = stage.build(CONTROL).run_round if case.implementation == "flash" else None
         info.update(self.time(case, subject, benchmark, control))
+        seconds = list(benchmark.stats.stats.data) if benchmark.stats is not None else []
+        info.update(workspace.findings(subject, seconds))
 
     def time(
         self,
@@ -115,14 +132,14 @@ class Procedure:
 
     def describe(self, case: Case, subject: Subject) -> dict[str, Any]:
         """What was run, on what."""
-        setting = SETTINGS[case.setting]
+        setting = setting_of(case.setting)
         parameters = {id(parameter): parameter.numel() for parameter in subject.model.parameters()}
         return {
             "schema_version": SCHEMA_VERSION,
             "case_definition": define(case.cell, self.plan, self.speech.name),
             "device": self.plan.device,
             "dtype": self.plan.dtype,
-            "batch_size": setting.batch_size,
+            "batch_size": len(subject.features),
             "new_tokens": setting.new_tokens,
             "weights": self.plan.weights,
             "audio": self.speech.name,
@@ -152,6 +169,7 @@ def counters_record(counters: Counters) -> dict[str, Any]:
         "flop_count": counters.flops,
         "kernel_launch_count": counters.kernel_launches,
         "host_sync_count": counters.host_syncs,
+        "op_counts": counters.by_operator,
     }
 
 
@@ -159,10 +177,12 @@ def rates(case: Case, seconds: list[float]) -> dict[str, float | None]:
     """Tokens per second and real-time factor of the median round; ``None`` where nothing was timed."""
     if not seconds:
         return {"tokens_per_second": None, "real_time_factor": None}
-    setting, middle = SETTINGS[case.setting], median(seconds)
+    setting, middle = setting_of(case.setting), median(seconds)
+    audio = WORKS[case.setting].seconds if case.setting in WORKS else WINDOW_SECONDS
+    tokens = setting.batch_size * setting.new_tokens
     return {
-        "tokens_per_second": setting.batch_size * setting.new_tokens / middle,
-        "real_time_factor": middle / (setting.batch_size * WINDOW_SECONDS),
+        "tokens_per_second": tokens / middle if tokens else None,
+        "real_time_factor": middle / (setting.batch_size * audio) if audio else None,
     }
 
 
@@ -171,8 +191,8 @@ def define(cell: Cell, plan: Plan, audio: str) -> str:
 
     Not in it: the implementation (the id has it), the commit, the package's version, the number of rounds.
     """
-    setting = SETTINGS[cell.setting]
-    definition = {
+    setting = setting_of(cell.setting)
+    definition: dict[str, Any] = {
         "dims": CHECKPOINTS[cell.checkpoint]._asdict(),
         "decoder_layers": cell.decoder_layers,
         "batch_size": setting.batch_size,
@@ -186,4 +206,7 @@ def define(cell: Cell, plan: Plan, audio: str) -> str:
         "audio_version": SYNTHETIC_VERSION,
         "features_version": FEATURES_VERSION,
     }
+    if cell.setting in WORKS:
+        work = WORKS[cell.setting]._asdict()
+        definition["work"] = {key: value for key, value in work.items() if key != "rounds"}
     return hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()[:12]

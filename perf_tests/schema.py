@@ -18,7 +18,8 @@ class Field(NamedTuple):
     """One recorded key.
 
     ``kind`` is a JSON type: ``string``, ``integer``, ``number`` (finite), ``boolean``, ``numbers`` (a list),
-    ``strings`` (an object of strings) or ``object`` (described by ``fields``).
+    ``strings`` (an object of strings), ``counts`` (of integers), ``numbers by name`` (of numbers) or ``object``
+    (described by ``fields``).
     """
 
     name: str
@@ -52,7 +53,13 @@ _SPEEDUP = (
     ),
 )
 _PARITY = (
-    Field("max_abs_error", "number", "logit", "largest difference of a teacher-forced logit from the reference"),
+    Field(
+        "max_abs_error",
+        "number",
+        "logit",
+        "largest difference of a teacher-forced logit from the reference; of a component's output, relative to its"
+        " largest value",
+    ),
     Field(
         "original_max_abs_error",
         "number",
@@ -62,7 +69,13 @@ _PARITY = (
     Field("bound", "number", "logit", "what max_abs_error may be at most"),
     Field("reference_max_abs", "number", "logit", "largest magnitude among the reference's logits"),
     Field("reference", "string", None, "what the error is against, e.g. `original float32`"),
-    Field("tokens_equal", "boolean", None, "whether the greedy tokens are the original's, all of them"),
+    Field(
+        "tokens_equal",
+        "boolean",
+        None,
+        "whether the greedy tokens are the original's, all of them; null where the work chooses none",
+        nullable=True,
+    ),
     Field("first_difference", "integer", "token", "index of the first new token that differs", nullable=True),
     Field(
         "token_regret",
@@ -125,6 +138,20 @@ EXTRA_INFO = (
         "host waits for the device in one round; CUDA only",
         nullable=True,
     ),
+    Field(
+        "op_counts",
+        "counts",
+        "ops",
+        "operators dispatched in one round, by name; they sum up to aten_op_count",
+        nullable=True,
+    ),
+    Field(
+        "op_shares",
+        "numbers by name",
+        None,
+        "fraction of a round's time by operator or kernel, the largest ones; with --perf-profile only",
+        nullable=True,
+    ),
     Field("control", "object", None, "the paired control rounds; flash only", nullable=True, fields=_CONTROL),
     Field("speedup", "object", None, "control / flash; flash only", nullable=True, fields=_SPEEDUP),
     Field(
@@ -135,8 +162,31 @@ EXTRA_INFO = (
         nullable=True,
     ),
     Field("parity", "object", None, "the numerical check", fields=_PARITY),
-    Field("tokens_per_second", "number", "tokens/s", "new tokens of the whole batch over the median round"),
-    Field("real_time_factor", "number", None, "median round over the duration of the 30 s windows it took"),
+    Field(
+        "tokens_per_second",
+        "number",
+        "tokens/s",
+        "new tokens of the whole batch over the median round; null where the work makes none",
+        nullable=True,
+    ),
+    Field(
+        "real_time_factor",
+        "number",
+        None,
+        "median round over the duration of the 30 s windows it took; null where it takes no audio",
+        nullable=True,
+    ),
+    Field("limit_bytes", "integer", "B", "bytes that a round moves at least; components only", nullable=True),
+    Field("limit_flops", "integer", "FLOP", "operations of a round at least; components only", nullable=True),
+    Field(
+        "floor_seconds",
+        "number",
+        "s",
+        "what these take at this machine's limits; components only",
+        nullable=True,
+    ),
+    Field("fraction_of_limit", "number", None, "floor_seconds over the median round", nullable=True),
+    Field("word_error_rate", "number", None, "errors per word that was said; test_accuracy only", nullable=True),
     Field("device_state", "object", None, "the machine's state beside the rounds", fields=_DEVICE_STATE),
 )
 
@@ -174,13 +224,26 @@ MACHINE_INFO = (
     Field("tf32_cudnn", "boolean", None, "whether cuDNN may use TF32"),
     Field("reduced_precision_float16", "boolean", None, "whether float16 products may reduce in float16"),
     Field("reduced_precision_bfloat16", "boolean", None, "whether bfloat16 products may reduce in bfloat16"),
+    Field(
+        "limits",
+        "object",
+        None,
+        "what this machine can do at most; measured where components are",
+        nullable=True,
+        fields=(
+            Field("memory_bytes_per_second", "number", "B/s", "memory bandwidth"),
+            Field("memory_way", "string", None, "how that was reached"),
+            Field("flops_per_second", "numbers by name", "FLOP/s", "matrix throughput by dtype"),
+            Field("flops_ways", "strings", None, "how that was reached, by dtype"),
+        ),
+    ),
 )
 
 PARAMS = (
     Field("checkpoint", "string", None, "a name of cases.CHECKPOINTS"),
     Field("decoder_layers", "integer", "layers", "decoder layers the model is built with"),
-    Field("setting", "string", None, "a name of cases.SETTINGS"),
-    Field("implementation", "string", None, "a name of cases.IMPLEMENTATIONS"),
+    Field("setting", "string", None, "a name of cases.SETTINGS or works.WORKS"),
+    Field("implementation", "string", None, "a name of works.COMPONENT_IMPLEMENTATIONS"),
 )
 
 PERF_CASES = (
@@ -287,4 +350,8 @@ def _is(kind: str, value: object) -> bool:
             return isinstance(value, list) and all(_is("number", item) for item in value)
         case "strings":
             return isinstance(value, Mapping) and all(isinstance(item, str) for item in value.values())
+        case "counts":
+            return isinstance(value, Mapping) and all(_is("integer", item) for item in value.values())
+        case "numbers by name":
+            return isinstance(value, Mapping) and all(_is("number", item) for item in value.values())
     raise ValueError(f"no such kind: {kind}")

@@ -2,8 +2,8 @@
 
 import gc
 import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,9 +11,10 @@ import torch
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 from .audio import SAMPLING_RATE, Speech
-from .cases import CHECKPOINTS, MEL_FRAMES, SETTINGS, Cell
+from .cases import CHECKPOINTS, MEL_FRAMES, Cell
 from .models import Weights
 from .vocabulary import vocabulary_of
+from .works import setting_of
 
 FEATURES_VERSION = 1
 
@@ -31,7 +32,10 @@ class Place(NamedTuple):
 
 
 class Subject:
-    """One implementation of one cell, on its device, with the cell's features beside it."""
+    """One implementation of one cell, on its device, with the cell's features beside it.
+
+    A round is one ``compute``: here ``generate``, in ``components`` a part of the model.
+    """
 
     def __init__(
         self,
@@ -52,9 +56,13 @@ class Subject:
         tokens: torch.Tensor = self.model.generate(self.features, **self.arguments)
         return tokens
 
+    def compute(self) -> Any:
+        """What a round does."""
+        return self.generate()
+
     def run_round(self) -> None:
-        """What is timed: one ``generate``, and the wait for it. Returns nothing, so no result stays alive."""
-        self.generate()
+        """What is timed: one ``compute``, and the wait for it. Returns nothing, so no result stays alive."""
+        self.compute()
         self.place.synchronize()
 
     def attention_backend(self) -> dict[str, str]:
@@ -65,16 +73,32 @@ class Subject:
         kernel = str(self.model.config._attn_implementation)
         return {"encoder": kernel, "decode": kernel}
 
+    def uncaptured(self) -> AbstractContextManager[None]:
+        """A context in which a round runs operator by operator: a replayed CUDA graph dispatches none."""
+        return getattr(self.model, "uncaptured", nullcontext)()
+
+    def release(self) -> None:
+        """Let go of everything that takes memory, whoever holds the subject."""
+        del self.model, self.features
+
 
 class Stage:
     """Builds the subjects of one cell and lets go of them, so that a case leaves no memory in use."""
 
-    def __init__(self, cell: Cell, weights: Weights, features: torch.Tensor, place: Place) -> None:
+    def __init__(
+        self,
+        cell: Cell,
+        weights: Weights,
+        features: torch.Tensor,
+        place: Place,
+        kind: Callable[..., Subject] = Subject,
+    ) -> None:
         self.cell = cell
         self.place = place
         self.vocabulary = vocabulary_of(CHECKPOINTS[cell.checkpoint].vocab_size)
         self._weights = weights
         self._features = features
+        self._kind = kind
         self._subjects: list[Subject] = []
 
     def build(self, implementation: str, dtype: torch.dtype | None = None) -> Subject:
@@ -82,8 +106,8 @@ class Stage:
         place = self.place._replace(dtype=dtype or self.place.dtype)
         model = self._weights.build(implementation, place.device, place.dtype)
         features = self._features.to(place.device, place.dtype)
-        arguments = self.vocabulary.generate_arguments(SETTINGS[self.cell.setting].new_tokens)
-        subject = Subject(implementation, model, features, arguments, place)
+        arguments = self.vocabulary.generate_arguments(setting_of(self.cell.setting).new_tokens)
+        subject = self._kind(implementation, model, features, arguments, place)
         self._subjects.append(subject)
         return subject
 
@@ -95,13 +119,13 @@ class Stage:
             yield subject
         finally:
             self._subjects.remove(subject)
-            del subject.model, subject.features
+            subject.release()
             collect_garbage(self.place)
 
     def clear(self) -> None:
         """Drop every subject's model and features, whoever holds the subject, and give the memory back."""
         for subject in self._subjects:
-            del subject.model, subject.features
+            subject.release()
         self._subjects.clear()
         collect_garbage(self.place)
 
@@ -124,7 +148,7 @@ def clear_frames(error: BaseException | None) -> None:
 
 def make_empty_features(cell: Cell) -> torch.Tensor:
     """Zeros in place of the features, for rounds that are not computed."""
-    return torch.zeros(SETTINGS[cell.setting].batch_size, CHECKPOINTS[cell.checkpoint].mel_bins, MEL_FRAMES)
+    return torch.zeros(setting_of(cell.setting).batch_size, CHECKPOINTS[cell.checkpoint].mel_bins, MEL_FRAMES)
 
 
 def make_features(cell: Cell, speech: Speech) -> torch.Tensor:
@@ -132,7 +156,7 @@ def make_features(cell: Cell, speech: Speech) -> torch.Tensor:
 
     A batch larger than the number of clips takes the clips again from the first.
     """
-    batch_size = SETTINGS[cell.setting].batch_size
+    batch_size = setting_of(cell.setting).batch_size
     extractor = WhisperFeatureExtractor(feature_size=CHECKPOINTS[cell.checkpoint].mel_bins)
     clips = speech.clips[:batch_size]
     features = extractor(clips, sampling_rate=SAMPLING_RATE, return_tensors="np")["input_features"]

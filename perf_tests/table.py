@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from .cases import SETTINGS
 from .journal import Entry
+from .works import ACCURACY, WORKS, setting_of
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 FOREIGN_LOAD_CORES = 0.2
-LEAST_WIDTH = 132
+LEAST_WIDTH = 148
 MEGABYTE = 1_000_000
 
 
@@ -39,7 +40,7 @@ def render_table(entries: Sequence[Entry], *, colour: bool) -> str:
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("case", no_wrap=True)
-    for name in ("rounds", "time, s", "per round", "speed-up [95 %]", "peak memory", "tokens/s"):
+    for name in ("rounds", "time, s", "per round", "speed-up [95 %]", "peak memory", rate_column(entries)):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("tokens", no_wrap=True)
     table.add_column("error / allowed", justify="right", no_wrap=True)
@@ -109,7 +110,7 @@ def _row(entry: Entry) -> Iterable[str]:
         return [name, entry.outcome]
     info, stats = entry.benchmark["extra_info"], entry.benchmark["stats"]
     parity = info["parity"]
-    nominal = SETTINGS[entry.benchmark["params"]["setting"]].rounds
+    nominal = setting_of(entry.benchmark["params"]["setting"]).rounds
     flag = " !" if _loaded(info) else ""
     return [
         name,
@@ -118,10 +119,32 @@ def _row(entry: Entry) -> Iterable[str]:
         format_seconds(stats["median"]),
         format_speedup(info["speedup"]) if info["speedup"] else "",
         format_bytes(info["peak_memory_allocated_bytes"]),
-        f"{info['tokens_per_second']:.1f}",
-        "equal" if parity["tokens_equal"] else f"differ from {parity['first_difference']}",
+        _rate(info),
+        _tokens(parity),
         f"{parity['max_abs_error']:.0e} / {parity['bound']:.0e}",
     ]
+
+
+def rate_column(entries: Sequence[Entry]) -> str:
+    """What the column of rates holds: for components how near they come to the machine's limits."""
+    settings = {entry.benchmark["params"]["setting"] for entry in entries if entry.benchmark}
+    if settings & {*ACCURACY.settings}:
+        return "words wrong"
+    return "of limit" if settings & {*WORKS} else "tokens/s"
+
+
+def _rate(info: dict[str, Any]) -> str:
+    if info["fraction_of_limit"] is not None:
+        return f"{info['fraction_of_limit']:.2f}"
+    if info["word_error_rate"] is not None:
+        return f"{100 * info['word_error_rate']:.1f} %"
+    return "" if info["tokens_per_second"] is None else f"{info['tokens_per_second']:.1f}"
+
+
+def _tokens(parity: dict[str, Any]) -> str:
+    if parity["tokens_equal"] is None:
+        return ""
+    return "equal" if parity["tokens_equal"] else f"differ from {parity['first_difference']}"
 
 
 def _counted_row(entry: Entry) -> Iterable[str]:
@@ -146,7 +169,8 @@ def _notes(entries: Sequence[Entry]) -> Iterable[str]:
     timed = [entry.benchmark for entry in entries if entry.benchmark and "stats" in entry.benchmark]
     settings = {benchmark["params"]["setting"] for benchmark in timed}
     if settings:
-        counts = ", ".join(f"{name} {SETTINGS[name].rounds}" for name in SETTINGS if name in settings)
+        named = (name for name in (*SETTINGS, *WORKS) if name in settings)
+        counts = ", ".join(f"{name} {setting_of(name).rounds}" for name in named)
         yield f"time: median round times the setting's rounds ({counts}); peak memory includes the weights"
     if any(_loaded(benchmark["extra_info"]) for benchmark in timed):
         yield f"! others kept over {FOREIGN_LOAD_CORES} cores busy meanwhile: trust ratios, not times"

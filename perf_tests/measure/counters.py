@@ -1,7 +1,7 @@
 """Exact counters of one round, in a pass of their own: operators, FLOPs, launches, waits."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -37,19 +37,19 @@ class Counters(NamedTuple):
     flops: int
     kernel_launches: int | None
     host_syncs: int | None
+    by_operator: dict[str, int]
 
 
 def count_round(subject: Subject) -> Counters:
     """Count a round of a warmed-up ``subject``: operators of the uncaptured step, launches of a captured."""
-    # A replayed CUDA graph dispatches nothing, so an implementation that captures offers to step without.
-    uncaptured = getattr(subject.model, "uncaptured", nullcontext)
-    with uncaptured(), RoundCounter() as counter:
+    with subject.uncaptured(), RoundCounter() as counter:
         subject.run_round()
     launches = syncs = None
     if subject.place.device.type == "cuda":
         subject.run_round()
         launches, syncs = count_cuda_calls(_cuda_event_names(subject))
-    return Counters(counter.operators, counter.flops, launches, syncs)
+    by_operator = dict(counter.by_operator.most_common())
+    return Counters(counter.operators, counter.flops, launches, syncs, by_operator)
 
 
 class OperatorCounter(TorchDispatchMode):
@@ -57,8 +57,13 @@ class OperatorCounter(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.operators = 0
+        self.by_operator: Counter[str] = Counter()
         self.flops = 0
+
+    @property
+    def operators(self) -> int:
+        """All of them."""
+        return self.by_operator.total()
 
     def __torch_dispatch__(
         self,
@@ -69,7 +74,7 @@ class OperatorCounter(TorchDispatchMode):
     ) -> Any:
         keywords = dict(kwargs or {})
         result = self.compute(func, args, keywords)
-        self.operators += 1
+        self.by_operator[str(func.overloadpacket)] += 1
         self.flops += count_flops(func, args, keywords, result)
         return result
 
@@ -103,7 +108,7 @@ def count_cuda_calls(names: Iterable[str]) -> tuple[int, int]:
 def _cuda_event_names(subject: Subject) -> list[str]:
     """Names of what a round calls, less the waits that the round's end and the profiler's end add."""
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
-        subject.generate()
+        subject.compute()
     names = [event.name for event in profiler.events() or ()]
     if "cudaDeviceSynchronize" in names:  # the profiler's own, when it stops
         names.remove("cudaDeviceSynchronize")

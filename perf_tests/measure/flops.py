@@ -30,6 +30,15 @@ def attention_flops(query: Shape, key: Shape, value: Shape, result: Shape) -> in
     return 2 * batch * heads * queries * key[-2] * (width + value[-1])
 
 
+def attention_backward_flops(query: Shape, key: Shape, value: Shape, result: Shape) -> int:
+    """The five products of a fused attention's backward pass, 2·B·H·Q·K·(3·d_k + 2·d_v).
+
+    The scores again (d_k), and the gradients of weights (d_v), values (d_v), queries (d_k) and keys (d_k).
+    """
+    batch, heads, queries, width = query
+    return 2 * batch * heads * queries * key[-2] * (3 * width + 2 * value[-1])
+
+
 def convolution_flops(weight: Shape, result: Shape) -> int:
     """A convolution with a weight of (out, in per group, *kernel): 2·outputs·inputs per group·kernel."""
     return 2 * result.numel() * weight[1:].numel()
@@ -47,6 +56,7 @@ class Formula(NamedTuple):
 # ("binary"), it is the second argument.
 OWN = {
     ("aten", "_scaled_dot_product_flash_attention_for_cpu", ""): Formula(attention_flops, (0, 1, 2)),
+    ("aten", "_scaled_dot_product_flash_attention_for_cpu_backward", ""): Formula(attention_backward_flops, (1, 2, 3)),
     ("aten", "_scaled_dot_product_fused_attention_overrideable", ""): Formula(attention_flops, (0, 1, 2)),
     ("aten", "mm", ""): Formula(product_flops, (0,)),
     ("aten", "bmm", ""): Formula(product_flops, (0,)),

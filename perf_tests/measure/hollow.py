@@ -105,7 +105,7 @@ def count_hollow_round(subject: Subject, case: Case) -> Counters:
     setting = SETTINGS[case.setting]
     if tokens.shape != (setting.batch_size, setting.new_tokens):
         raise EndedEarlyError(f"{case.id}: generated {tuple(tokens.shape)} tokens without arithmetic")
-    return Counters(counter.operators, counter.flops, None, None)
+    return Counters(counter.operators, counter.flops, None, None, dict(counter.by_operator.most_common()))
 
 
 def _result_layout(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Layout] | Layout | None:

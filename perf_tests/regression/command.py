@@ -9,6 +9,7 @@ import argparse
 from .arguments import make_parser
 from .comparison import Comparison, compare_runs
 from .config import find_config, read_config
+from .explain import explain_runs
 from .gate import add_gate_options, make_rules, run_gate
 from .pairs import ALLOWABLE, check_allowed
 from .references import FORMS, locate, storage_path
@@ -31,6 +32,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("base", metavar="BASE", help=FORMS)
     add("head", metavar="HEAD", help="the same")
+    add("--explain", action="store_true", help="also show which operators' counts, or shares of the time, changed")
     add("--allow", action="append", default=[], metavar="KEY", help=f"may differ: {', '.join(ALLOWABLE)}")
     add_gate_options(parser, DEFAULTS)
     return parser.parse_args(arguments)
@@ -43,4 +45,7 @@ def _compare(options: argparse.Namespace) -> Comparison:
     base_at, head_at = (locate(reference, storage) for reference in (options.base, options.head))
     timed = TIME in rules.kinds
     base, head = (read_run(found.path, found.name, timed=timed) for found in (base_at, head_at))
-    return compare_runs(base, head, rules, allow=options.allow, base_chosen=base_at.chosen, strict=options.strict)
+    comparison = compare_runs(base, head, rules, allow=options.allow, base_chosen=base_at.chosen, strict=options.strict)
+    if options.explain:
+        return comparison._replace(explanations=explain_runs(base.document, head.document))
+    return comparison

@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from .calibration import Calibration, Noise, read_calibration
+from .explain import Explanation, to_json
 from .fingerprint import SPEED_ONLY
 from .judging import UNCORRECTED, judge_case
 from .pairs import Pair, pair_runs
@@ -17,7 +18,10 @@ from .verdicts import COULD_NOT_JUDGE, CaseResult, Finding, Verdict, exit_code, 
 
 
 class Comparison(NamedTuple):
-    """The result. ``notes`` are lines for the reader, ``cases`` come in the order of the runs."""
+    """The result. ``notes`` are lines for the reader, ``cases`` come in the order of the runs.
+
+    ``explanations`` say by case id which operators changed, where that was asked for.
+    """
 
     base: str
     head: str
@@ -25,6 +29,7 @@ class Comparison(NamedTuple):
     exit_code: int
     cases: tuple[CaseResult, ...]
     notes: tuple[str, ...]
+    explanations: Mapping[str, Explanation] = {}
 
     def by_badness(self) -> list[CaseResult]:
         """The cases, worst first."""
@@ -43,6 +48,10 @@ class Comparison(NamedTuple):
         """Growth that was accepted, by case id."""
         return [(case.id, finding) for case in self.cases for finding in case.findings if finding.accepted]
 
+    def _explained(self, case_id: str) -> dict[str, Any]:
+        found = self.explanations.get(case_id)
+        return {} if found is None else {"explanation": to_json(found)}
+
     def to_json(self) -> dict[str, Any]:
         """What ``compare --json`` writes."""
         return {
@@ -57,6 +66,7 @@ class Comparison(NamedTuple):
                     "verdict": case.verdict,
                     "reasons": [*case.reasons],
                     "metrics": [_finite(finding._asdict()) for finding in case.findings],
+                    **self._explained(case.id),
                 }
                 for case in self.cases
             ],

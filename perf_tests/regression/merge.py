@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> int:
 
 
 def merge_runs(runs: list[Run]) -> dict[str, Any]:
-    """One run with the cases of all: machine, commit and date are the first one's.
+    """One run with the cases of all: machine, commit and date are the first one's, limits the first measured ones.
 
     Raises:
         BadInputError: a run is plain, the machines or commits differ, or a case is in two runs.
@@ -45,8 +45,10 @@ def merge_runs(runs: list[Run]) -> dict[str, Any]:
         if (one.commit, one.dirty) != (other.commit, other.dirty):
             raise BadInputError(f"{names}: made of different commits, {_commit(one)} and {_commit(other)}")
     counted = [entry for run in runs for entry in run.document.get("perf_counted", [])]
+    limits = next((found for run in runs if (found := run.machine_info.get("limits"))), None)
     return {
         **first.document,
+        "machine_info": {**first.document["machine_info"], "limits": limits},
         "benchmarks": [bench for run in runs for bench in run.document["benchmarks"]],
         "perf_cases": [entry for run in runs for entry in run.document["perf_cases"]],
         **({"perf_counted": counted} if counted else {}),

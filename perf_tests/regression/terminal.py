@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
 from .comparison import Comparison
+from .explain import Explanation
 from .judging import UNCORRECTED, show_change
 from .statistics import Change
 from .text import clean, percent
@@ -28,8 +29,16 @@ STYLES = {
 COLUMNS = ("time [95 %]", "uncorrected", "peak memory", "ATen ops", "FLOPs")
 
 
-def print_comparison(comparison: Comparison, file: TextIO | None = None, *, colour: bool | None = None) -> None:
-    """Print to ``file`` (standard output), in colour where that is a terminal or ``colour`` says so."""
+def print_comparison(
+    comparison: Comparison,
+    file: TextIO | None = None,
+    *,
+    colour: bool | None = None,
+) -> None:
+    """Print to ``file`` (standard output), in colour where that is a terminal or ``colour`` says so.
+
+    Cases that have an explanation get it where they did not simply pass, or where operators' counts changed.
+    """
     from rich.console import Console
 
     file = file or sys.stdout
@@ -49,8 +58,9 @@ def print_comparison(comparison: Comparison, file: TextIO | None = None, *, colo
     console.print(comparison.summary(), style=style)
     console.print(f"BASE  {comparison.base}\nHEAD  {comparison.head}")
     for case in comparison.by_badness():
-        if case.verdict is not Verdict.PASS:
-            _print_case(console, case)
+        explanation = comparison.explanations.get(case.id)
+        if case.verdict is not Verdict.PASS or (explanation is not None and explanation.counts):
+            _print_case(console, case, explanation)
     console.print()
     console.print(_table(comparison))
     for case_id, finding in comparison.accepted():
@@ -59,13 +69,13 @@ def print_comparison(comparison: Comparison, file: TextIO | None = None, *, colo
         console.print(f"note: {note}")
 
 
-def _print_case(console: "Console", case: CaseResult) -> None:
+def _print_case(console: "Console", case: CaseResult, explanation: Explanation | None) -> None:
     from rich.padding import Padding
     from rich.text import Text
 
     head = Text(f"{case.verdict:<10}", STYLES[case.verdict])
     console.print(head.append(clean(case.id), "bold"))
-    for reason in case.reasons:
+    for reason in (*case.reasons, *(explanation.lines() if explanation else ())):
         console.print(Padding(Text(reason), (0, 0, 0, 10), expand=False))
 
 

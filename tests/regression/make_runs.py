@@ -29,6 +29,7 @@ MACHINE = {
     "tf32_cudnn": True,
     "reduced_precision_float16": True,
     "reduced_precision_bfloat16": True,
+    "limits": None,
 }
 CELL = ("tiny.en", 4, "single")
 ORIGINAL, FLASH = (f"test_generate[tiny.en-4-single-{name}]" for name in ("original", "flash"))
@@ -71,6 +72,8 @@ def make_bench(case: Case, rng: random.Random, *, rounds: int = 20, spread: floa
             "flop_count": 42_183_462_912,
             "kernel_launch_count": None,
             "host_sync_count": None,
+            "op_counts": {"aten.mm": 5000, "aten.view": 451},
+            "op_shares": None,
             "control": control,
             "speedup": None,
             "process_rounds": None,
@@ -87,6 +90,11 @@ def make_bench(case: Case, rng: random.Random, *, rounds: int = 20, spread: floa
             },
             "tokens_per_second": 50.0,
             "real_time_factor": 0.02,
+            "limit_bytes": None,
+            "limit_flops": None,
+            "floor_seconds": None,
+            "fraction_of_limit": None,
+            "word_error_rate": None,
             "device_state": {
                 "load_average": 1.0,
                 "foreign_cpu_cores": 0.05,

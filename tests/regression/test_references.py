@@ -188,6 +188,16 @@ def test_merge(tmp_path: Path, run_compare: Callable[..., Outcome]) -> None:
     assert run_compare(out, save(make_run(seed=5), tmp_path / "other.json")).code == 0
 
 
+def test_the_merged_run_keeps_the_limits_that_one_shard_measured(tmp_path: Path) -> None:
+    """Components are a run of their own: the tables' cases measure no limits."""
+    runs = shards()
+    runs[1]["machine_info"]["limits"] = {"memory_bytes_per_second": 4e10}
+    paths = [str(save(run, tmp_path / f"{index}.json")) for index, run in enumerate(runs)]
+    out = tmp_path / "whole.json"
+    assert merge.main([str(out), *paths]) == 0
+    assert json.loads(out.read_text())["machine_info"]["limits"] == {"memory_bytes_per_second": 4e10}
+
+
 def refuse_merge(runs: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> str:
     paths = [str(save(run, tmp_path / f"{index}.json")) for index, run in enumerate(runs)]
     assert merge.main([str(tmp_path / "whole.json"), *paths]) == 2

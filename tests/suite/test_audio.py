@@ -106,7 +106,7 @@ def test_the_default_gives_way_without_trying_twice(monkeypatch: pytest.MonkeyPa
 
 def test_the_default_is_used_where_it_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audio, "is_cached", lambda dataset: True)
-    monkeypatch.setattr(audio, "read_dataset", lambda name, count: [np.zeros(9, np.float32)] * count)
+    monkeypatch.setattr(audio, "read_dataset", lambda name, count: ([np.zeros(9, np.float32)] * count, None))
     speech = load_speech(None, 2)
     assert (speech.name, len(speech.clips), speech.fallback_reason) == (DEFAULT_DATASET, 2, None)
 

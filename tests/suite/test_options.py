@@ -20,6 +20,24 @@ def test_collection_shows_the_presets_cases(preset: str, count: int) -> None:
     assert "perf_tests/test_generate.py::test_generate[tiny.en-4-single-flash]" in ids
 
 
+def test_components_take_the_place_of_generate() -> None:
+    result = run_suite("--collect-only", "-q", "--perf-preset", "full", "--perf-components", "--perf-device", "cpu")
+    ids = [line for line in result.stdout.splitlines() if "::" in line]
+    assert {line.partition("::")[2].partition("[")[0] for line in ids} == {
+        "test_attention",
+        "test_decode_step",
+        "test_encoder",
+        "test_load",
+        "test_long_form",
+        "test_prefill",
+        "test_training_step",
+    }
+    assert "perf_tests/test_decode_step.py::test_decode_step[base.en-6-cache_64-flash]" in ids
+    assert "perf_tests/test_attention.py::test_attention[large-v3-32-encoder_self_batch_32-eager]" in ids
+    assert "perf_tests/test_long_form.py::test_long_form[large-v3-turbo-4-long_form-original]" in ids
+    assert not any("flash_attention_" in line for line in ids)  # for what is not installed nobody asked
+
+
 def test_collection_imports_no_torch_and_starts_at_once() -> None:
     program = (
         "import sys, pytest;"
@@ -47,6 +65,10 @@ def test_collection_imports_no_torch_and_starts_at_once() -> None:
         (["--perf-rounds=1.5"], "'1.5' is not a whole number"),
         (["--perf-dataset", "/nowhere/at/all"], "there is no such folder"),
         (["--perf-setting", "batched"], "no cell of preset 'quick'"),
+        (["--perf-components", "--perf-setting", "single"], "--perf-setting: 'single' is unknown"),
+        (["--perf-components", "--perf-setting", "cache_64_batch_32"], "presets that have one: paper, full"),
+        (["--perf-components", "--perf-accuracy"], "one at a time"),
+        (["--perf-profile", "README.md"], "not a folder"),
     ],
 )
 @pytest.mark.parametrize("more", [[], ["-k", "nothing at all", "--collect-only"]])
@@ -87,3 +109,17 @@ def test_help_names_the_options() -> None:
         assert f"--perf-{name}" in text
     for name in ("checkpoint", "decoder-layers", "setting", "implementation"):
         assert f"--perf-{name}" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["perf_tests/test_load.py"], "test_load.py: no case of it is selected; give --perf-components"),
+        (["perf_tests/test_accuracy.py::test_accuracy"], "give --perf-accuracy"),
+        (["perf_tests/test_generate.py", "--perf-components"], "leave out --perf-components"),
+    ],
+)
+def test_a_file_that_was_named_must_have_cases(arguments: list[str], words: str) -> None:
+    result = run([sys.executable, "-m", "pytest", "--perf-device", "cpu", *arguments])
+    assert result.returncode == USAGE_ERROR
+    assert words in result.stdout + result.stderr

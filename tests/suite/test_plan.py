@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from perf_tests import works
 from perf_tests.cases import PRESETS, SETTINGS
 from perf_tests.plan import Aim, BadInputError, Options, Probes, cpu_computes, make_plan
 
@@ -129,3 +130,31 @@ def test_no_probe_is_asked_without_need() -> None:
 
     make_plan(Options(device="cpu", dtype="float32"), Probes(refuse, refuse, refuse))
     make_plan(Options(), Probes(lambda: False, refuse, refuse))
+
+
+def test_components_have_fewer_rounds_in_the_quick_preset() -> None:
+    plan = make_plan(Options(components=True), CPU)
+    assert {case.checkpoint for case in plan.cases} == {"tiny.en"}
+    assert plan.rounds_of("cache_64") < works.WORKS["cache_64"].rounds
+    assert make_plan(Options(components=True, rounds="3"), CPU).rounds_of("cache_64") == 3
+
+
+def test_accuracy_means_pretrained_weights() -> None:
+    plan = make_plan(Options(accuracy=True), CPU)
+    assert plan.weights == "pretrained"
+    assert {case.setting for case in plan.cases} == {"transcribe"}
+
+
+def test_implementations_that_are_not_installed_run_only_where_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def implementations(**options: object) -> set[str]:
+        plan = make_plan(Options(components=True, **options), GPU)
+        return {case.implementation for case in plan.cases}
+
+    monkeypatch.setattr(works, "find_spec", lambda name: None)
+    assert implementations() == {"original", "eager", "flash"}
+    assert implementations(implementations=("flash_attention_3",)) == {"flash_attention_3"}
+    assert "not installed" in str(works.why_unavailable("flash_attention_3", "cuda", "float16"))
+    monkeypatch.setattr(works, "find_spec", lambda name: name)
+    assert implementations() == {*works.COMPONENT_IMPLEMENTATIONS}
+    assert implementations(dtype="float32") == {"original", "eager", "flash"}
+    assert "CPU" in str(works.why_unavailable("flash_attention_2", "cpu", "float16"))

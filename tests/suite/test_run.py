@@ -86,6 +86,8 @@ def test_what_was_run_is_recorded(saved: dict[str, Any]) -> None:
         assert info["aten_op_count"] > 0
         assert info["flop_count"] > 0
         assert len(bench["stats"]["data"]) == 3
+        assert sum(info["op_counts"].values()) == info["aten_op_count"]
+        assert info["op_shares"] is info["fraction_of_limit"] is info["limit_bytes"] is info["word_error_rate"] is None
     assert len({bench["extra_info"]["case_definition"] for bench in saved["benchmarks"]}) == 1
 
 

@@ -14,6 +14,8 @@ SAMPLES = {
     "boolean": True,
     "numbers": [0.5, 0.25],
     "strings": {"encoder": "sdpa"},
+    "counts": {"aten.addmm": 3},
+    "numbers by name": {"aten::addmm": 0.5},
 }
 
 

@@ -1,0 +1,108 @@
+"""What the cases of a component's cell share, and what they record against the machine's limits."""
+
+from functools import partial
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import WhisperFeatureExtractor
+
+from perf_tests.audio import SAMPLING_RATE, Speech
+from perf_tests.cases import CHECKPOINTS, WINDOW_SECONDS, Cell
+from perf_tests.floors import floor_of
+from perf_tests.models import Weights
+from perf_tests.outputs import OutputReference, check_outputs, make_output_reference
+from perf_tests.plan import Plan
+from perf_tests.procedure import COMPONENT_KEYS, Workspace
+from perf_tests.subject import Place, Stage, Subject, make_features
+from perf_tests.works import WORKS
+
+from .attention import Attention
+from .component import Component
+from .decoder import DecodeStep, Prefill
+from .encoder import Encoder
+from .generation import LongForm, Transcription
+from .loading import Load
+from .training import TrainingStep
+
+KINDS: dict[str, type[Component]] = {
+    "test_encoder": Encoder,
+    "test_prefill": Prefill,
+    "test_decode_step": DecodeStep,
+    "test_attention": Attention,
+    "test_training_step": TrainingStep,
+    "test_load": Load,
+    "test_long_form": LongForm,
+    "test_accuracy": Transcription,
+}
+
+
+class ComponentWorkspace(Workspace):
+    """Weights, input, the outputs that parity compares with, and the machine's limits where there is a floor."""
+
+    def __init__(
+        self,
+        cell: Cell,
+        plan: Plan,
+        speech: Speech,
+        place: Place,
+        weights: Weights | None,
+        limits: dict[str, Any] | None,
+    ) -> None:
+        self.cell = cell
+        self.place = place
+        self.weights = weights or Weights(cell, plan.weights)
+        self.limits = limits
+        self._speech = speech
+        self._features = make_input(cell, speech)
+        self._outputs: OutputReference | None = None
+
+    def stage(self) -> Stage:
+        """A stage for one case."""
+        kind = partial(KINDS[WORKS[self.cell.setting].test], cell=self.cell, speech=self._speech)
+        return Stage(self.cell, self.weights, self._features, self.place, kind)
+
+    def check_parity(self, subject: Subject, stage: Stage) -> dict[str, Any]:
+        """Compare a subject's output with the original's."""
+        assert isinstance(subject, Component)
+        if self._outputs is None:
+            self._outputs = make_output_reference(stage)
+        return check_outputs(subject, self._outputs)
+
+    def findings(self, subject: Subject, seconds: list[float]) -> dict[str, Any]:
+        """The floor at this machine's limits, how near the median round comes to it, and the work's own findings."""
+        assert isinstance(subject, Component)
+        record = dict.fromkeys(COMPONENT_KEYS) | subject.findings()
+        phases = subject.phases()
+        if not phases or self.limits is None:
+            return record
+        throughput = self.limits["flops_per_second"][str(self.place.dtype).removeprefix("torch.")]
+        floor = floor_of(phases, self.limits["memory_bytes_per_second"], throughput)
+        fraction = floor.seconds / median(seconds) if seconds else None
+        return record | {
+            "limit_bytes": floor.bytes,
+            "limit_flops": floor.flops,
+            "floor_seconds": floor.seconds,
+            "fraction_of_limit": fraction,
+        }
+
+
+def make_input(cell: Cell, speech: Speech) -> torch.Tensor:
+    """Log-mel features for the cell's work, (batch, mel bins, frames) in float32 on the host.
+
+    Where the work takes no audio, (batch, 0). Long-form audio is the clips one after the other, again from the first
+    until it is long enough. A transcription takes each clip once, up to its batch.
+    """
+    work = WORKS[cell.setting]
+    if not work.seconds:
+        return torch.empty(work.batch_size, 0)
+    features = make_features(cell, speech)
+    if work.test == "test_accuracy":
+        return features[: len(speech.clips)]
+    if work.seconds <= WINDOW_SECONDS:
+        return features
+    samples = np.resize(np.concatenate(speech.clips), work.seconds * SAMPLING_RATE)
+    extractor = WhisperFeatureExtractor(feature_size=CHECKPOINTS[cell.checkpoint].mel_bins)
+    long = extractor(samples, sampling_rate=SAMPLING_RATE, return_tensors="np", truncation=False)["input_features"]
+    return torch.from_numpy(np.ascontiguousarray(long, dtype=np.float32))

@@ -1,0 +1,112 @@
+"""What this machine can do at most: memory bandwidth, and matrix throughput per dtype.
+
+Measured once per session, where component cases are compared with it; a few seconds. Each figure is the best over
+the ways at hand and over the repetitions, since a limit is what was reached at least once. Both are limits as seen
+from PyTorch: what no library here reaches is not known to be possible.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from perf_tests.plan import cpu_computes
+from perf_tests.subject import Place
+
+# Larger than a last-level cache: 256 MiB per buffer.
+BUFFER_BYTES = 256 * 1024 * 1024
+REPETITIONS = 6
+# A way that takes longer than this in all is not tried again: the session waits for it.
+LONGEST_SECONDS = 0.15
+# (rows, inner, columns): a product as in the encoder of a small and of a large checkpoint, and a square one.
+CPU_SHAPES = ((1500, 768, 3072), (1536, 1536, 1536))
+CUDA_SHAPES = ((24000, 1280, 5120), (8192, 8192, 8192))
+
+
+class Way(NamedTuple):
+    """One way of moving bytes or multiplying matrices, by its name, and how much of it one call is."""
+
+    name: str
+    amount: float
+    call: Callable[[], Any]
+
+
+@torch.no_grad()
+def measure_limits(place: Place) -> dict[str, Any]:
+    """Measure the machine as seen from ``place``; the record for the key ``limits`` (``schema.py``)."""
+    bandwidth, bandwidth_way = _best(_moves(place), place)
+    flops: dict[str, float] = {}
+    ways: dict[str, str] = {}
+    for dtype in _dtypes(place):
+        name = str(dtype).removeprefix("torch.")
+        flops[name], ways[name] = _best(_products(place, dtype), place)
+    return {
+        "memory_bytes_per_second": bandwidth,
+        "memory_way": bandwidth_way,
+        "flops_per_second": flops,
+        "flops_ways": ways,
+    }
+
+
+def _dtypes(place: Place) -> list[torch.dtype]:
+    """The dtypes to measure: float32, what half precision is fast here, and always the session's own."""
+    chosen = {torch.float32: None, place.dtype: None}
+    if place.device.type == "cuda":
+        chosen |= {torch.float16: None, torch.bfloat16: None}
+    elif torch.ops.mkldnn._is_mkldnn_bf16_supported() and cpu_computes("bfloat16"):
+        chosen |= {torch.bfloat16: None}
+    return [*chosen]
+
+
+def _moves(place: Place) -> Iterator[Way]:
+    """Reading by a sum and by a matrix-vector product; reading and writing by a copy."""
+    rows, columns = 4096, BUFFER_BYTES // 4 // 4096
+    source = torch.ones(rows, columns, device=place.device)
+    vector = torch.ones(columns, device=place.device)
+    yield Way("sum", BUFFER_BYTES, source.sum)
+    yield Way("matrix-vector product", BUFFER_BYTES, lambda: torch.mv(source, vector))
+    target = torch.empty_like(source)
+    yield Way("copy", 2 * BUFFER_BYTES, lambda: target.copy_(source))
+
+
+def _products(place: Place, dtype: torch.dtype) -> Iterator[Way]:
+    """Products by ``matmul``, ``linear``, oneDNN's linear operator and the 1x1 convolution over channels-last."""
+    on_cuda = place.device.type == "cuda"
+    onednn = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    for rows, inner, columns in CUDA_SHAPES if on_cuda else CPU_SHAPES:
+        x = torch.randn(rows, inner, device=place.device).to(dtype)
+        weight = torch.randn(columns, inner, device=place.device).to(dtype)
+        calls: dict[str, Callable[[], Any]] = {
+            "matmul": partial(torch.matmul, x, weight.t().contiguous()),
+            "linear": partial(F.linear, x, weight),
+        }
+        if not on_cuda:
+            image = x.t().reshape(1, inner, rows, 1).contiguous(memory_format=torch.channels_last)
+            calls["convolution"] = partial(F.conv2d, image, weight.view(columns, inner, 1, 1))
+            if onednn and dtype != torch.float16:
+                calls["oneDNN linear"] = partial(
+                    torch.ops.mkldnn._linear_pointwise, x, weight, None, "none", [], "none"
+                )
+        for name, call in calls.items():
+            yield Way(f"{name} {rows}x{inner}x{columns}", 2.0 * rows * inner * columns, call)
+
+
+def _best(ways: Iterator[Way], place: Place) -> tuple[float, str]:
+    """The largest amount per second, and how it was reached."""
+    best, name = 0.0, "none"
+    for way in ways:
+        start = time.perf_counter()
+        for _ in range(REPETITIONS):  # the first is the warm-up: slower, so never the best
+            place.synchronize()
+            before = time.perf_counter()
+            way.call()
+            place.synchronize()
+            rate = way.amount / (time.perf_counter() - before)
+            if rate > best:
+                best, name = rate, way.name
+            if time.perf_counter() - start > LONGEST_SECONDS:
+                break
+    return best, name

@@ -1,0 +1,39 @@
+"""Word error rates of published checkpoints on real speech. Run with ``--perf-accuracy``."""
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from .cases import Case
+    from .measure.time import Benchmark
+    from .procedure import Procedure, Workspace
+    from .subject import Stage
+
+pytestmark = pytest.mark.filterwarnings("default")
+
+
+@pytest.fixture
+def words(procedure: "Procedure") -> None:
+    """What is needed to count wrong words; asked for first, before anything is built."""
+    pytest.importorskip("jiwer", reason="the word error rate needs `jiwer` (extra `accuracy`)")
+    if procedure.speech.texts is None:
+        name = procedure.speech.name
+        pytest.skip(f"{name} audio comes without its words; give a --perf-dataset that has a column 'text'")
+
+
+def test_accuracy(
+    words: None,
+    case: "Case",
+    workspace: "Workspace",
+    stage: "Stage",
+    procedure: "Procedure",
+    benchmark: "Benchmark",
+) -> None:
+    """Parity, word error rate, memory, counters and time of transcribing the data set's clips."""
+    from .models import WeightsUnavailableError
+
+    try:
+        procedure.measure(case, workspace, stage, benchmark)
+    except WeightsUnavailableError as error:
+        pytest.skip(str(error))

@@ -1,14 +1,19 @@
-"""Loads the performance suite's plugins: options, machine information, journal and terminal output.
+"""Loads the performance suite's plugins: options, machine information, journal, locks, terminal.
 
 ``pytest-benchmark compare`` imports this file too (and asks it for its scale-unit and group-stats hooks,
 which are left to pytest-benchmark), so nothing here may import torch, and no group-stats hook may be defined
 that could return ``None``.
 """
 
+# A plugin comes after those that it imports from: pytest rewrites the asserts of what is not imported yet.
 pytest_plugins = (
     "perf_tests.options",
     "perf_tests.machine",
+    "perf_tests.locks",
     "perf_tests.journal",
+    "perf_tests.saving",
     "perf_tests.terminal",
+    "perf_tests.resume",
+    "perf_tests.timeouts",
     "perf_tests.regression.plugin",
 )

@@ -23,6 +23,7 @@ COMMANDS: dict[str, Command] = {
     "compare": Command("perf_tests.regression.command", "two saved runs: what got slower, fatter or wrong"),
     "promote": Command("perf_tests.regression.promote", "make a saved run the baseline of a name"),
     "merge": Command("perf_tests.regression.merge", "shards of one run into one"),
+    "ci": Command("perf_tests.ci.command", "the steps of the GPU job: measure base against head, join shards"),
     "peers": Command("perf_tests.peers.command", "this model against the original, faster-whisper and openai-whisper"),
 }
 

@@ -18,13 +18,13 @@ def run_suite(*arguments: str, plugins: tuple[str, ...] = (), **environment: str
     return run([*command, *arguments], **environment)
 
 
-def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run `command` from the repository's root."""
+def run(command: list[str], cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `command`, from the repository's root unless told otherwise."""
     settings = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "160", "PYTHONPATH": str(ROOT)}
     variables = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
     return subprocess.run(
         command,
-        cwd=ROOT,
+        cwd=cwd,
         env=variables | settings | environment,
         capture_output=True,
         text=True,

@@ -1,0 +1,73 @@
+"""pytest plugin: a case that hangs ends as failed, through pytest-timeout; in native code it ends the process.
+
+pytest-timeout raises in the main thread, which native code that does not return never sees. Some time later a
+watchdog of faulthandler, a thread that needs nothing of Python, writes the stacks into the journal and ends the
+process; ``--perf-resume`` then goes on after the case.
+"""
+
+import faulthandler
+from collections.abc import Generator
+
+import pytest
+
+from .estimate import case_seconds, count_cores
+from .journal import JOURNAL
+from .options import PLAN, is_perf_item
+from .plan import BadInputError, positive
+
+OPTION = "--perf-timeout"
+# The default leaves room for machines much slower than the estimate takes them for: it is for hangs, not for haste.
+LEAST_SECONDS = 900.0
+TIMES_THE_ESTIMATE = 20
+GRACE_SECONDS = 60.0
+
+SECONDS = pytest.StashKey[float]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option."""
+    parser.getgroup("perf").addoption(
+        OPTION,
+        metavar="SECONDS",
+        help=f"A case that takes longer failed. Default: {LEAST_SECONDS / 60:.0f} minutes, more where a case is"
+        f" expected to take over a {TIMES_THE_ESTIMATE}th of that.",
+    )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give each case its limit, where neither it nor pytest-timeout's own option has one."""
+    typed = config.getoption("perf_timeout")
+    try:
+        chosen = None if typed is None else float(positive(typed, OPTION, "at least 1 second"))
+    except BadInputError as error:
+        raise pytest.UsageError(str(error)) from None
+    # Neither here nor there: without pytest-timeout the watchdog alone is left.
+    general = config.getoption("timeout", None) if chosen is None else None
+    has_plugin = config.pluginmanager.hasplugin("timeout")
+    for item in filter(is_perf_item, items):
+        seconds = chosen or general or _default(config, item)
+        item.stash[SECONDS] = seconds
+        if has_plugin and not general and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(seconds))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Watch the case from outside of Python."""
+    if SECONDS not in item.stash or JOURNAL not in item.config.stash:
+        return (yield)
+    faulthandler.dump_traceback_later(
+        item.stash[SECONDS] + GRACE_SECONDS, exit=True, file=item.config.stash[JOURNAL].file
+    )
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _default(config: pytest.Config, item: pytest.Item) -> float:
+    plan = config.stash[PLAN]
+    expected = {case.id: case for case in plan.cases}.get(item.name.partition("[")[2].removesuffix("]"))
+    seconds = case_seconds(expected, plan, count_cores()) if expected else 0.0
+    return max(LEAST_SECONDS, TIMES_THE_ESTIMATE * seconds)

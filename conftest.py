@@ -5,15 +5,16 @@ which are left to pytest-benchmark), so nothing here may import torch, and no gr
 that could return ``None``.
 """
 
-# A plugin comes after those that it imports from: pytest rewrites the asserts of what is not imported yet.
+# A plugin comes after those that it imports from (pytest rewrites the asserts of what is not imported yet), and pytest
+# asks the last one first: the lock is taken, then the disks are looked at, then the journal is opened.
 pytest_plugins = (
     "perf_tests.options",
     "perf_tests.machine",
-    "perf_tests.locks",
     "perf_tests.journal",
-    "perf_tests.saving",
     "perf_tests.terminal",
-    "perf_tests.resume",
     "perf_tests.timeouts",
+    "perf_tests.resume",
+    "perf_tests.saving",
+    "perf_tests.locks",
     "perf_tests.regression.plugin",
 )

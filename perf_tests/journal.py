@@ -128,6 +128,8 @@ class Journal:
 
 
 JOURNAL = pytest.StashKey[Journal]()
+# What went wrong with saving the run.
+PROBLEMS = pytest.StashKey[list[str]]()
 
 
 def storage_folder(config: pytest.Config) -> Path:

@@ -15,12 +15,11 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 from pytest_benchmark.utils import safe_dumps
 
-from .journal import JOURNAL, JOURNAL_VERSION, Entry, Journal, Session, new_journal_path, storage_folder
+from .journal import JOURNAL, JOURNAL_VERSION, PROBLEMS, Entry, Journal, Session, new_journal_path, storage_folder
 from .options import PLAN, is_perf_item
 from .plan import BadInputError, Plan
 from .regression.fingerprint import fingerprint_of
 from .regression.text import clean, count_of
-from .saving import PROBLEMS
 from .terminal import SPEECH
 
 OPTION = "--perf-resume"
@@ -49,6 +48,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Open the journal when the cases to come are known; leave out those that are done.
 
@@ -78,12 +78,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     config.hook.pytest_deselected(items=done)
 
 
-def pytest_report_collectionfinish(config: pytest.Config) -> str | None:
+def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
     """Say what is not measured again."""
     journal = config.stash.get(JOURNAL, None)
     if journal is None or not journal.earlier:
-        return None
-    return f"perf: resumed: {len(journal.entries)} of {count_of(len(journal.selected), 'case')} from {journal.path}"
+        return []
+    return [f"perf: resumed: {len(journal.entries)} of {count_of(len(journal.selected), 'case')} from {journal.path}"]
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -13,7 +13,7 @@ import pytest
 from pytest_benchmark.storage.file import FileStorage
 from pytest_benchmark.utils import safe_dumps
 
-from .journal import JOURNAL, storage_folder
+from .journal import JOURNAL, PROBLEMS, storage_folder
 from .options import is_perf_item
 from .plan import BadInputError
 from .regression.store import write_file
@@ -22,8 +22,6 @@ from .regression.text import clean
 # A case's share of a run's JSON and of its journal, with room to spare: 100 rounds with their controls take 8 kB.
 BYTES_PER_CASE = 100_000
 BYTES_PER_RUN = 1_000_000
-
-PROBLEMS = pytest.StashKey[list[str]]()
 
 
 class WholeFileStorage(FileStorage):  # type: ignore[misc]  # pytest-benchmark has no types

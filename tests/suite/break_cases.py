@@ -16,7 +16,7 @@ import weakref
 import pytest
 import torch
 
-from perf_tests import journal, machine, parity, procedure, saving, terminal, timeouts
+from perf_tests import parity, procedure
 from perf_tests.plan import BadInputError
 from perf_tests.subject import Stage, Subject
 
@@ -94,32 +94,41 @@ def record_or_break(subject: Subject) -> dict[str, object]:
 
 
 procedure.record_memory = record_or_break
-timeouts.GRACE_SECONDS = 1.0
 
-fsync = os.fsync
-if "disk_full" in BREAK:
 
-    def sync_until_full(descriptor: int) -> None:
-        if sync_until_full.calls > 2:  # the header, and the first case's two lines
+def pytest_configure() -> None:
+    """Break the suite's own plugins, which must not be imported before pytest has had a look at them."""
+    from perf_tests import journal, machine, saving, terminal, timeouts
+
+    timeouts.GRACE_SECONDS = 1.0
+    if "disk_full" in BREAK:
+        journal.os = FullDisk()
+    if "unsaved" in BREAK:
+        saving.write_file = write_nothing
+    if "no_xformers" in BREAK:
+        find_xformers = machine.find_xformers
+        machine.find_xformers = terminal.find_xformers = lambda device: find_xformers("cuda")
+
+
+class FullDisk:
+    """Stands for the module `os` where the journal is written: the header and the first case's lines fit."""
+
+    def __init__(self) -> None:
+        self.room = 3
+        self.getpid = os.getpid
+
+    def fsync(self, descriptor: int) -> None:
+        self.room -= 1
+        if self.room < 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        sync_until_full.calls += 1
-        fsync(descriptor)
 
-    sync_until_full.calls = 0
-    journal.os = type("FullDisk", (), {"fsync": staticmethod(sync_until_full), "getpid": staticmethod(os.getpid)})
 
-if "unsaved" in BREAK:
+def write_nothing(path: os.PathLike[str], content: bytes) -> None:
+    """No room for anything; for the probe of whether there is, a file."""
+    if content:
+        raise BadInputError(f"{path}: cannot be written: {os.strerror(errno.ENOSPC)}")
+    path.write_bytes(content)
 
-    def write_nothing(path: os.PathLike[str], content: bytes) -> None:
-        if content:
-            raise BadInputError(f"{path}: cannot be written: {os.strerror(errno.ENOSPC)}")
-        path.write_bytes(content)
-
-    saving.write_file = write_nothing
-
-find_xformers = machine.find_xformers
-if "no_xformers" in BREAK:
-    machine.find_xformers = terminal.find_xformers = lambda device: find_xformers("cuda")
 
 estimate_speedup = procedure.estimate_speedup
 if "late" in BREAK:

@@ -1,7 +1,7 @@
 """pytest plugin for the tests' own runs of the suite: makes cases fail in the ways that `PERF_BREAK` lists.
 
 `parity` and `nan` break flash's logits, `tokens` its tokens, `skip` skips the original, `late` lets flash fail after
-it was timed, `teardown` while it is taken down. `raise`, `memory`, `gpu_memory`, `kill`, `interrupt`, `hang` and
+it was timed, `teardown` while it is taken down. `raise`, `memory`, `kill`, `interrupt`, `hang` and
 `native_hang` befall the eager model's memory pass. `disk_full` lets the journal's disk run full when that begins,
 `unsaved` the one that the run is saved on; `no_xformers` takes the CPU for a GPU whose xFormers is broken.
 """
@@ -56,16 +56,12 @@ def fail_allocation() -> None:
     tensor.expand(10**9, -1).contiguous()
 
 
-def fail_gpu_allocation() -> None:
-    raise torch.OutOfMemoryError(
-        "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79.10 GiB of which 1.25 GiB is"
-        " free. Including non-PyTorch memory, this process has 77.85 GiB memory in use."
-    )
-
-
-def sleep_with_the_lock() -> None:
-    """A sleep in native code that does not let go of Python's lock, as a hanging kernel call would not."""
-    ctypes.PyDLL(None).sleep(120)
+def wait_for_ever() -> None:
+    """A wait in native code that no signal ends, and that does not let go of Python's lock."""
+    mutex = ctypes.create_string_buffer(256)  # all zeros: what PTHREAD_MUTEX_INITIALIZER is on Linux
+    lock = ctypes.PyDLL(None).pthread_mutex_lock
+    lock(mutex)
+    lock(mutex)
 
 
 def too_large() -> None:
@@ -75,11 +71,10 @@ def too_large() -> None:
 BREAKAGES = {
     "raise": too_large,
     "memory": fail_allocation,
-    "gpu_memory": fail_gpu_allocation,
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "interrupt": lambda: os.kill(os.getpid(), signal.SIGINT),
     "hang": lambda: time.sleep(120),
-    "native_hang": sleep_with_the_lock,
+    "native_hang": wait_for_ever,
 }
 
 record_memory = procedure.record_memory

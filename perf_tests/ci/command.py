@@ -53,6 +53,7 @@ def _measure(arguments: list[str]) -> int:
     add("--shard", default="1", metavar="I", help="measure this part of the cases, counted from 1")
     add_shards(parser)
     add("--budget", default="", metavar="MINUTES", help="of `ab`")
+    add("--processes", default="", metavar="N", help="of `ab`")
     options = parser.parse_args(own)
     options.out.mkdir(parents=True, exist_ok=True)
     try:
@@ -142,8 +143,9 @@ def _run_ab(base: str, options: argparse.Namespace, pytest_arguments: list[str])
     out = options.out
     command = ["ab", base, options.head, "--json", str(out / VERDICTS), "--markdown", str(out / REPORT)]
     command += ["--keep", str(out)]
-    if options.budget:
-        command += ["--budget", options.budget]
+    for name in ("budget", "processes"):
+        if getattr(options, name):
+            command += [f"--{name}", getattr(options, name)]
     code = _perf_tests(*command, "--", *pytest_arguments)
     if not (out / VERDICTS).exists() or not (out / REPORT).exists():
         refuse(out, f"the measurement ended with exit code {code} and no verdict; see the job's log")

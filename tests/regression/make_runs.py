@@ -20,6 +20,7 @@ MACHINE = {
     "cuda": None,
     "transformers": "5.23.0",
     "xformers": None,
+    "xformers_problem": None,
     "whisper_flash_attention": "0.1.0",
     "thread_count": 2,
     "tf32_matmul": False,

@@ -8,7 +8,7 @@ killed or interrupted leaves its journal, and ``--perf-resume`` goes on from it 
 import json
 import os
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -47,32 +47,32 @@ class Journal:
     the run appends to it. ``file`` is open as long as the journal is, for a watchdog to write to.
     """
 
-    def __init__(self, path: Path, selected: list[str], identity: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        selected: list[str],
+        identity: Mapping[str, object],
+        entries: Mapping[str, Entry] = {},
+        earlier: tuple[Session, ...] = (),
+    ) -> None:
+        """Begin a journal at ``path``, or go on with the one of ``earlier`` sessions that holds ``entries``.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         self.path = path
         self.selected = selected
-        self.entries: dict[str, Entry] = {}
-        self.earlier: tuple[Session, ...] = ()
+        self.entries = dict(entries)
+        self.earlier = earlier
         self.problem: str | None = None
         self._reports: dict[str, tuple[str, str | None]] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
+        torn = path.exists() and not path.read_bytes().endswith(b"\n")  # the process died while it wrote
         self.file: IO[str] = path.open("a", encoding="utf-8")
-        header = {"journal": JOURNAL_VERSION, "selected": selected, "identity": identity or {}}
-        self._append(header | {"started": time.time()} | _this_process())
-
-    @classmethod
-    def resume(
-        cls, path: Path, selected: list[str], entries: dict[str, Entry], earlier: tuple[Session, ...]
-    ) -> "Journal":
-        """Go on with the journal at ``path``, which holds ``entries``."""
-        journal = cls.__new__(cls)
-        journal.path, journal.selected, journal.entries, journal.earlier = path, selected, dict(entries), earlier
-        journal.problem, journal._reports = None, {}
-        torn = not path.read_bytes().endswith(b"\n")
-        journal.file = path.open("a", encoding="utf-8")
-        if torn:  # the process died while it wrote
-            journal.file.write("\n")
-        journal._append({"resumed": time.time()} | _this_process())
-        return journal
+        if torn:
+            self.file.write("\n")
+        header = {"journal": JOURNAL_VERSION, "started": time.time(), "selected": selected, "identity": identity}
+        self._append((header if not earlier else {"resumed": time.time()}) | _this_process())
 
     @property
     def done_before(self) -> int:

@@ -9,14 +9,17 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import filelock
 import pytest
 
 from .options import PLAN, is_perf_item
 from .plan import BadInputError, positive
 from .regression.store import write_file
 from .regression.text import clean
+
+if TYPE_CHECKING:
+    import filelock
 
 OPTION = "--perf-wait"
 FOLDER = "PERF_LOCKS"
@@ -67,12 +70,14 @@ def lock_name(device: str) -> str:
     return f"gpu-{torch.cuda.get_device_properties(torch.device(device)).uuid}"
 
 
-def take(name: str, wait_seconds: float, say: Callable[[str], object]) -> filelock.BaseFileLock:
+def take(name: str, wait_seconds: float, say: Callable[[str], object]) -> "filelock.BaseFileLock":
     """Take the lock called ``name`` and write down who has it.
 
     Raises:
         BadInputError: it cannot be had, with who has it.
     """
+    import filelock
+
     folder = lock_folder()
     lock = filelock.FileLock(folder / f"{name}.lock", mode=0o666)
     holder = folder / f"{name}.json"

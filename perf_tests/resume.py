@@ -72,7 +72,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         past = choose(read_journals(folder), names, identity, folder)
     except BadInputError as error:
         raise pytest.UsageError(f"{OPTION}: {clean(error, 2000)}") from None
-    config.stash[JOURNAL] = Journal.resume(past.path, names, past.entries, past.sessions)
+    config.stash[JOURNAL] = Journal(past.path, names, identity, past.entries, past.sessions)
     done = [item for item in session.items if is_perf_item(item) and item.name in past.entries]
     session.items[:] = [item for item in session.items if item not in done]
     config.hook.pytest_deselected(items=done)

@@ -4,6 +4,7 @@ pytest-benchmark opens a run's file and then writes it. Here the file appears wh
 written, the journal stays, so that nothing measured is lost.
 """
 
+import os
 import shutil
 from collections.abc import Generator
 from pathlib import Path
@@ -24,14 +25,18 @@ BYTES_PER_CASE = 100_000
 BYTES_PER_RUN = 1_000_000
 
 
-class WholeFileStorage(FileStorage):  # type: ignore[misc]  # pytest-benchmark has no types
+class WholeFileStorage(FileStorage):
     """pytest-benchmark's storage, with files that appear when they are whole."""
 
     problems: list[str]
 
+    def folder(self) -> Path:
+        """Where this machine's runs are saved."""
+        return Path(self.get(""))  # type: ignore[no-untyped-call]
+
     def save(self, output_json: dict[str, Any], save: str) -> None:
         """Save a run under the next number."""
-        path = self.get(f"{self._next_num}_{save}.json")
+        path = self.get(f"{self._next_num}_{save}.json")  # type: ignore[no-untyped-call]
         if _write(path, output_json, self.problems):
             self.logger.info(f"Saved benchmark data in: {path}")
 
@@ -42,8 +47,9 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     problems = session.config.stash[PROBLEMS] = []
     if type(benchmarks.storage) is FileStorage:
         plain = benchmarks.storage
-        benchmarks.storage = WholeFileStorage(plain.path, plain.logger, plain.default_machine_id)
-        benchmarks.storage.problems = problems
+        storage = WholeFileStorage(plain.path, plain.logger, plain.default_machine_id)  # type: ignore[no-untyped-call]
+        storage.problems = problems
+        benchmarks.storage = storage
 
     def save_json(output_json: dict[str, Any]) -> None:
         if _write(benchmarks.json, output_json, problems):
@@ -65,8 +71,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         return
     benchmarks: Any = config._benchmarksession  # type: ignore[attr-defined]
     check_folder(storage_folder(config), "--benchmark-storage", count)
-    if (benchmarks.save or benchmarks.autosave) and isinstance(benchmarks.storage, FileStorage):
-        check_folder(benchmarks.storage.get(""), "--benchmark-storage", count)
+    if (benchmarks.save or benchmarks.autosave) and isinstance(benchmarks.storage, WholeFileStorage):
+        check_folder(benchmarks.storage.folder(), "--benchmark-storage", count)
     if benchmarks.json:
         if benchmarks.json.is_dir():
             raise pytest.UsageError(f"--benchmark-json: {clean(benchmarks.json)} is a folder; give a file")
@@ -79,10 +85,10 @@ def check_folder(folder: Path, option: str, count: int) -> None:
     Raises:
         pytest.UsageError: with one line on what is wrong.
     """
-    probe = folder / ".perf_writable"
+    probe = folder / f".perf_writable_{os.getpid()}"
     try:
         write_file(probe, b"")
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except (BadInputError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error).rpartition(": ")[2]
         raise pytest.UsageError(f"{option}: cannot write to {clean(folder)}: {reason}") from None

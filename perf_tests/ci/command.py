@@ -32,7 +32,7 @@ MOST_SHARDS = 64
 
 def main(arguments: list[str]) -> int:
     """Run a step; return its exit code."""
-    steps = {"measure": _measure, "report": _report}
+    steps = {"measure": _measure, "report": _report, "counters": _counters}
     if not arguments or arguments[0] not in steps:
         print(f"perf_tests ci: give one of {', '.join(steps)}", file=sys.stderr)
         return 2
@@ -43,13 +43,8 @@ def main(arguments: list[str]) -> int:
 def _measure(arguments: list[str]) -> int:
     own, pytest_arguments = _split(arguments)
     parser = make_parser("ci measure", "Look at the machine, then measure BASE against HEAD; leave all in a folder.")
+    add_commits(parser)
     add = parser.add_argument
-    add("--out", type=Path, required=True, metavar="DIR", help="the folder for runs, verdicts, report and page")
-    add("--base", default="", metavar="REV", help="default: HEAD's branch a day ago")
-    add("--head", default=".", metavar="REV", help="default: the working tree")
-    add("--fork-point", action="store_true", help="compare with the commit in which HEAD left BASE (a pull request)")
-    add("--preset", default="", metavar="NAME", help="--perf-preset of the suite")
-    add("--filter", default="", metavar="EXPRESSION", help="-k of pytest")
     add("--shard", default="1", metavar="I", help="measure this part of the cases, counted from 1")
     add_shards(parser)
     add("--budget", default="", metavar="MINUTES", help="of `ab`")
@@ -65,6 +60,40 @@ def _measure(arguments: list[str]) -> int:
         raise
     make_page(options.out)
     return code
+
+
+def _counters(arguments: list[str]) -> int:
+    own, pytest_arguments = _split(arguments)
+    parser = make_parser("ci counters", "Count what BASE and HEAD do, exactly and without timing; compare.")
+    add_commits(parser)
+    options = parser.parse_args(own)
+    options.out.mkdir(parents=True, exist_ok=True)
+    try:
+        from .counters import count_sides
+
+        base = choose_base(options.base, options.head, fork_point=options.fork_point)
+        count_sides(base, options.head, options.out, [*selection(options), *pytest_arguments])
+    except BadInputError as error:
+        refuse(options.out, str(error))
+        raise
+    return _compare(options.out)
+
+
+def add_commits(parser: argparse.ArgumentParser) -> None:
+    """Add what is compared, and where the result goes."""
+    add = parser.add_argument
+    add("--out", type=Path, required=True, metavar="DIR", help="the folder for runs, verdicts, report and page")
+    add("--base", default="", metavar="REV", help="default: HEAD's branch a day ago")
+    add("--head", default=".", metavar="REV", help="default: the working tree")
+    add("--fork-point", action="store_true", help="compare with the commit in which HEAD left BASE (a pull request)")
+    add("--preset", default="", metavar="NAME", help="--perf-preset of the suite")
+    add("--filter", default="", metavar="EXPRESSION", help="-k of pytest")
+
+
+def selection(options: argparse.Namespace) -> list[str]:
+    """Pytest's options for the cases that were asked for."""
+    preset = [f"--perf-preset={options.preset}"] if options.preset else []
+    return preset + ([f"-k={options.filter}"] if options.filter else [])
 
 
 def check_machine() -> None:
@@ -91,11 +120,7 @@ def suite_arguments(options: argparse.Namespace) -> list[str]:
     total = count_shards(options.shards)
     if not re.fullmatch(r"[0-9]{1,3}", options.shard) or not 1 <= int(options.shard) <= total:
         raise BadInputError(f"--shard: {clean(options.shard, 20)!r} is none of 1 to {total}")
-    arguments = ["--perf-wait", WAIT_MINUTES]
-    if options.preset:
-        arguments.append(f"--perf-preset={options.preset}")
-    if options.filter:
-        arguments.append(f"-k={options.filter}")
+    arguments = ["--perf-wait", WAIT_MINUTES, *selection(options)]
     if total > 1:
         arguments += ["--splits", str(total), "--group", options.shard]
     return arguments
@@ -192,14 +217,20 @@ def join_shards(folders: list[Path], expected: int, out: Path) -> int:
         code = _perf_tests("merge", str(out / side), *(str(folder / side) for folder in present))
         if code:
             raise BadInputError(f"{side}: the shards cannot be merged")
-    outputs = ["--json", str(out / VERDICTS), "--markdown", str(out / REPORT)]
-    threshold = ["--time-threshold", AB_THRESHOLD_PERCENT]
-    code = _perf_tests("compare", *(str(out / side) for side in SIDES), *outputs, *threshold)
-    if not (out / REPORT).exists():
-        refuse(out, "the merged runs could not be compared; see the job's log")
-    else:
-        _show_report(out)
+    code = _compare(out, "--time-threshold", AB_THRESHOLD_PERCENT)
     make_page(out)
+    return code
+
+
+def _compare(out: Path, *arguments: str) -> int:
+    """Compare the runs in ``out``."""
+    outputs = ["--json", str(out / VERDICTS), "--markdown", str(out / REPORT)]
+    (out / REPORT).unlink(missing_ok=True)
+    code = _perf_tests("compare", *(str(out / side) for side in SIDES), *outputs, *arguments)
+    if (out / REPORT).exists():
+        _show_report(out)
+    else:
+        refuse(out, "the runs could not be compared; see the job's log")
     return code
 
 

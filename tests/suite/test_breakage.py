@@ -130,7 +130,7 @@ def test_what_a_dying_process_was_writing_is_no_entry(tmp_path: Path) -> None:
     past = resume.read_journal(path)
     assert past is not None
     assert [*past.entries] == [ORIGINAL]
-    resumed = Journal.resume(path, CASES, past.entries, past.sessions)
+    resumed = Journal(path, CASES, {}, past.entries, past.sessions)
     resumed.begin(EAGER)
     resumed.note(EAGER, "failed", "no")
     resumed.close(EAGER, None)

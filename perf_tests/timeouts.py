@@ -36,19 +36,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give each case its limit, where neither it nor pytest-timeout's own option has one."""
+    """Give each case its limit: ours, pytest-timeout's, or the default."""
     typed = config.getoption("perf_timeout")
     try:
         chosen = None if typed is None else float(positive(typed, OPTION, "at least 1 second"))
     except BadInputError as error:
         raise pytest.UsageError(str(error)) from None
-    # Neither here nor there: without pytest-timeout the watchdog alone is left.
+    # pytest-timeout's own option, of which 0 means no limit. Without pytest-timeout the watchdog alone is left.
     general = config.getoption("timeout", None) if chosen is None else None
-    has_plugin = config.pluginmanager.hasplugin("timeout")
     for item in filter(is_perf_item, items):
-        seconds = chosen or general or _default(config, item)
-        item.stash[SECONDS] = seconds
-        if has_plugin and not general and item.get_closest_marker("timeout") is None:
+        seconds = next((limit for limit in (chosen, general) if limit is not None), _default(config, item))
+        if seconds:
+            item.stash[SECONDS] = seconds
+        if general is None and config.pluginmanager.hasplugin("timeout"):
             item.add_marker(pytest.mark.timeout(seconds))
 
 

@@ -141,6 +141,38 @@ def test_what_a_dying_process_was_writing_is_no_entry(tmp_path: Path) -> None:
     assert [session.cases for session in again.sessions] == [1, 1]
 
 
+def test_the_watchdog_s_word_marks_the_case(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal_1.jsonl", CASES, {})
+    journal.begin(EAGER)
+    journal.file.write(
+        "Timeout (0:15:00)!\n"
+        "Thread 0x00007f51 (most recent call first):\n"
+        '  File "threading.py", line 3 in wait\n\n'
+        "Thread 0x00007f52 (most recent call first):\n"
+        '  File "attention.py", line 7 in attend\n'
+        '  File "model.py", line 9 in forward\n'
+    )
+    journal.file.close()
+    past = resume.read_journal(journal.path)
+    assert past is not None
+    reason = 'hung, and the watchdog ended the process at "attention.py", line 7 in attend'
+    assert past.entries == {EAGER: Entry(EAGER, "failed", reason, None)}
+    assert [session.cases for session in past.sessions] == [1]
+
+
+def test_one_death_may_be_chance_and_two_are_the_case_s(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal_1.jsonl", CASES, {})
+    for deaths in (1, 2):
+        journal.begin(EAGER)
+        journal.file.close()
+        past = resume.read_journal(journal.path)
+        assert past is not None
+        assert [*past.entries] == [EAGER][: deaths - 1]
+        journal = Journal(journal.path, CASES, {}, past.entries, past.sessions)
+    journal.file.close()
+    assert past.entries[EAGER].reason == "the process died in it, 2 times"
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"journal": 1}', '{"journal": 2, "selected": 3}', "\0"])
 def test_what_is_no_journal_is_not_resumed(text: str, tmp_path: Path) -> None:
     path = tmp_path / "journal_1.jsonl"

@@ -124,11 +124,12 @@ def identify(config: pytest.Config) -> dict[str, object]:
     plan: Plan = config.stash[PLAN]
     benchmarks: Any = config._benchmarksession  # type: ignore[attr-defined]  # pytest-benchmark's, on purpose
     machine_info = json.loads(safe_dumps(benchmarks.get_machine_info()))  # type: ignore[no-untyped-call]
+    speech = config.stash.get(SPEECH, None)
     commit_info = config.hook.pytest_benchmark_generate_commit_info(config=config)
     return {
         "commit": commit_info.get("id"),
         "sources": digest_sources(),
-        "audio": config.stash[SPEECH].name,
+        "audio": speech.name if speech else None,
         **{key: value for key, value in plan._asdict().items() if key not in ("cases", "preset_reason", "dataset")},
         **fingerprint_of(machine_info),
     }

@@ -245,7 +245,7 @@ def test_a_killed_run_leaves_what_was_measured_on_disk(tmp_path: Path) -> None:
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 120
-        while len(lines := journal_lines(tmp_path)) < 2:
+        while len(lines := journal_lines(tmp_path)) < 3:
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -253,8 +253,8 @@ def test_a_killed_run_leaves_what_was_measured_on_disk(tmp_path: Path) -> None:
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert '"selected"' in lines[0]
-    assert '"outcome": "passed"' in lines[1]
-    assert '"data": [' in lines[1]
+    assert '"outcome": "passed"' in lines[2]
+    assert '"data": [' in lines[2]
     assert not list(tmp_path.rglob("*.json"))
 
 

@@ -45,10 +45,6 @@ def test_an_interrupted_run_is_told_and_resumed(tmp_path: Path) -> None:
     assert "perf: cut short: 1 of 3 cases done" in first.stdout
     assert not list(tmp_path.rglob("*.json"))
 
-    other = run_broken(tmp_path, "", "--perf-resume", "--perf-rounds", "3", "--perf-dtype", "bfloat16")
-    assert other.returncode == pytest.ExitCode.USAGE_ERROR
-    assert "dtype (float32 / bfloat16), rounds (2 / 3) (journal / now)" in other.stderr
-
     second = run_broken(tmp_path, "", "--perf-resume")
     assert second.returncode == 0, second.stdout + second.stderr
     assert "perf: resumed: 1 of 3 cases from " in second.stdout
@@ -66,6 +62,11 @@ def test_a_case_in_which_the_process_dies_twice_failed(tmp_path: Path) -> None:
     assert run_broken(tmp_path, "kill").returncode == -9
     assert run_broken(tmp_path, "kill", "--perf-resume").returncode == -9
     assert not list(tmp_path.rglob("*.json"))
+
+    other = run_broken(tmp_path, "", "--perf-resume", "--perf-rounds", "3", "--perf-dtype", "bfloat16")
+    assert other.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "dtype (float32 / bfloat16), rounds (2 / 3) (journal / now)" in other.stderr
+
     third = run_broken(tmp_path, "", "--perf-resume")
     assert third.returncode == 1, third.stdout + third.stderr
     saved = read_run(tmp_path)

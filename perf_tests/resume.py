@@ -20,6 +20,7 @@ from .options import PLAN, is_perf_item
 from .plan import BadInputError, Plan
 from .regression.fingerprint import fingerprint_of
 from .regression.text import clean, count_of
+from .schema import OUTCOMES
 from .terminal import SPEECH
 
 OPTION = "--perf-resume"
@@ -231,6 +232,8 @@ class _Reader:
             self._process = record["pid"], record["process_created"]
         elif "outcome" in record:
             entry = Entry(**record)
+            if entry.outcome not in OUTCOMES or not isinstance(entry.benchmark, dict | None):
+                raise ValueError(f"no entry of a journal: {entry.id}")
             self.entries[entry.id] = entry
             self._running = None
 

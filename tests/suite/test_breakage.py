@@ -174,7 +174,20 @@ def test_one_death_may_be_chance_and_two_are_the_case_s(tmp_path: Path) -> None:
     assert past.entries[EAGER].reason == "the process died in it, 2 times"
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"journal": 1}', '{"journal": 2, "selected": 3}', "\0"])
+HEADER = '{"journal": 2, "started": 1, "selected": ["a"], "identity": {}, "pid": 1, "process_created": 1}\n'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[]", "{}", "\0", '{"journal": 1}', '{"journal": 2, "selected": 3}'),
+        *(
+            HEADER + '{"outcome": "passed"}',
+            HEADER + '{"id": "a", "outcome": "won", "reason": null, "benchmark": null}',
+        ),
+        HEADER + '{"id": "a", "outcome": "passed", "reason": null, "benchmark": "x"}',
+    ],
+)
 def test_what_is_no_journal_is_not_resumed(text: str, tmp_path: Path) -> None:
     path = tmp_path / "journal_1.jsonl"
     path.write_text(text)

@@ -1,7 +1,5 @@
 """A rough forecast of how long a session takes, for its header. Imports no torch."""
 
-import os
-
 from .cases import CHECKPOINTS, ENCODER_POSITIONS, SETTINGS, Case
 from .plan import Plan
 
@@ -18,12 +16,7 @@ UNTIMED_ROUNDS = 9
 
 def estimate_seconds(plan: Plan, cores: int) -> float:
     """Seconds for all cases of ``plan`` on ``cores`` CPU cores or on a GPU."""
-    return sum(case_seconds(case, plan, cores) for case in plan.cases)
-
-
-def count_cores() -> int:
-    """The CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return sum(_case_seconds(case, plan, cores) for case in plan.cases)
 
 
 def round_seconds(case: Case, on_cuda: bool, cores: int) -> float:
@@ -40,8 +33,7 @@ def round_seconds(case: Case, on_cuda: bool, cores: int) -> float:
     return encoder / flops + setting.new_tokens * (token + (2 + case.decoder_layers) * CPU_LAYER_SECONDS)
 
 
-def case_seconds(case: Case, plan: Plan, cores: int) -> float:
-    """Seconds for one case of ``plan``: its rounds, what goes before them, and building the models."""
+def _case_seconds(case: Case, plan: Plan, cores: int) -> float:
     dims = CHECKPOINTS[case.checkpoint]
     per_round = round_seconds(case, plan.on_cuda, cores)
     timed = plan.rounds_of(case.setting) * (2 if case.implementation == "flash" else 1)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .options import PLAN, is_perf_item
-from .plan import BadInputError, positive
+from .options import PLAN, is_perf_item, whole_number
+from .plan import BadInputError
 from .regression.store import write_file
 from .regression.text import clean
 
@@ -48,7 +48,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     typed = config.getoption("perf_wait")
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     try:
-        minutes = 0 if typed is None else positive(typed, OPTION, "at least 1 minute")
+        minutes = 0 if typed is None else whole_number(typed, OPTION, "minutes")
         name = lock_name(config.stash[PLAN].device)
         lock = take(name, 60.0 * minutes, reporter.write_line if reporter else print)
     except BadInputError as error:

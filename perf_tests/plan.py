@@ -73,7 +73,7 @@ def make_plan(options: Options, probes: Probes) -> Plan:
     Raises:
         BadInputError: with one line for the user.
     """
-    rounds = None if options.rounds is None else positive(options.rounds, "--perf-rounds", "at least 1 round")
+    rounds = None if options.rounds is None else _positive(options.rounds, "--perf-rounds", "at least 1 round")
     if options.weights not in WEIGHTS:
         raise BadInputError(f"--perf-weights: {options.weights!r} is unknown; choose from {', '.join(WEIGHTS)}")
     if options.dtype is not None and options.dtype not in DTYPES:
@@ -149,12 +149,7 @@ def _integer(text: str, option: str) -> int:
         raise BadInputError(f"{option}: {text!r} is not a whole number") from None
 
 
-def positive(text: str, option: str, least: str) -> int:
-    """The whole number of an option, 1 or more.
-
-    Raises:
-        BadInputError: it is none.
-    """
+def _positive(text: str, option: str, least: str) -> int:
     number = _integer(text, option)
     if number < 1:
         raise BadInputError(f"{option}: {number} is too few; give {least}")

@@ -1,5 +1,6 @@
 """pytest plugin: what people see: a header, a line per case as it ends, a table with memory beside time."""
 
+import os
 import platform
 import time
 from collections.abc import Generator, Sequence
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from .audio import Speech
-from .estimate import count_cores, estimate_seconds
+from .estimate import estimate_seconds
 from .journal import JOURNAL, Entry
 from .machine import find_xformers, version_of
 from .options import PLAN, is_perf_item
@@ -35,7 +36,7 @@ def pytest_report_collectionfinish(config: pytest.Config, items: Sequence[pytest
 
 def header(plan: Plan, speech: Speech, count: int) -> list[str]:
     """The header's lines; the estimate is for ``count`` of the plan's cases."""
-    cores = count_cores()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     where = describe_cpu(cores) if not plan.on_cuda else "GPU"
     versions = ", ".join(f"{name} {version_of(name) or 'missing'}" for name in ("torch", "transformers"))
     audio = f"{speech.name} audio" if speech.name == SYNTHETIC else f"audio of {speech.name}"

@@ -6,14 +6,15 @@ process; ``--perf-resume`` then goes on after the case.
 """
 
 import faulthandler
+import os
 from collections.abc import Generator
 
 import pytest
 
-from .estimate import case_seconds, count_cores
+from .estimate import estimate_seconds
 from .journal import JOURNAL
-from .options import PLAN, is_perf_item
-from .plan import BadInputError, positive
+from .options import PLAN, is_perf_item, whole_number
+from .plan import BadInputError
 
 OPTION = "--perf-timeout"
 # The default leaves room for machines much slower than the estimate takes them for: it is for hangs, not for haste.
@@ -39,7 +40,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Give each case its limit: ours, pytest-timeout's, or the default."""
     typed = config.getoption("perf_timeout")
     try:
-        chosen = None if typed is None else float(positive(typed, OPTION, "at least 1 second"))
+        chosen = None if typed is None else float(whole_number(typed, OPTION, "seconds"))
     except BadInputError as error:
         raise pytest.UsageError(str(error)) from None
     # pytest-timeout's own option, of which 0 means no limit. Without pytest-timeout the watchdog alone is left.
@@ -68,6 +69,6 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 def _default(config: pytest.Config, item: pytest.Item) -> float:
     plan = config.stash[PLAN]
-    expected = {case.id: case for case in plan.cases}.get(item.name.partition("[")[2].removesuffix("]"))
-    seconds = case_seconds(expected, plan, count_cores()) if expected else 0.0
-    return max(LEAST_SECONDS, TIMES_THE_ESTIMATE * seconds)
+    name = item.name.partition("[")[2].removesuffix("]")
+    alone = plan._replace(cases=tuple(case for case in plan.cases if case.id == name))
+    return max(LEAST_SECONDS, TIMES_THE_ESTIMATE * estimate_seconds(alone, os.cpu_count() or 1))

@@ -15,6 +15,7 @@ import torch
 from perf_tests import locks, machine, resume, saving, table
 from perf_tests.journal import Entry, Journal
 from perf_tests.measure.out_of_memory import describe_out_of_memory
+from perf_tests.options import whole_number
 from perf_tests.plan import BadInputError
 from perf_tests.schema import validate_run
 
@@ -438,3 +439,10 @@ def test_what_was_measured_on_a_busy_machine_is_flagged(state: dict[str, object]
     text = table.render_table([entry], colour=False)
     assert "100.0 !" in text
     assert note in text
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "x", ""])
+def test_limits_are_whole_numbers(text: str) -> None:
+    assert whole_number("90", "--perf-timeout", "seconds") == 90
+    with pytest.raises(BadInputError, match=r"--perf-timeout: .* is no whole number of seconds, 1 or more"):
+        whole_number(text, "--perf-timeout", "seconds")

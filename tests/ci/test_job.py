@@ -129,21 +129,27 @@ def checkout(tmp_path: Path) -> Path:
     return tree
 
 
+def run_step(checkout: Path, summary: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a step in `checkout`, over a miniature of tiny.en."""
+    suite = ("-p", "tests.suite.small_checkpoints", "--perf-checkpoint", "tiny.en", "--perf-decoder-layers", "2")
+    commits = ("--base", "HEAD~1", "--head", "HEAD", "--filter", "single")
+    step, *own = arguments
+    settings = {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "perf_tests", "ci", step, *commits, *own, *suite],
+        cwd=checkout,
+        env=os.environ | settings | {"GITHUB_STEP_SUMMARY": str(summary)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
 @pytest.mark.slow
 def test_the_job_from_two_commits_to_the_page(checkout: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    own = ["--out", str(out), "--base", "HEAD~1", "--head", "HEAD", "--filter", "single", "--processes", "2"]
-    suite = ["-p", "tests.suite.small_checkpoints", "--perf-checkpoint", "tiny.en", "--perf-decoder-layers", "2"]
-    command_line = [sys.executable, "-m", "perf_tests", "ci", "measure", *own, "--", *suite, "--perf-rounds", "3"]
-    settings = {
-        "PYTHONPATH": str(checkout),
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md"),
-    }
-    done = subprocess.run(
-        command_line, cwd=checkout, env=os.environ | settings, capture_output=True, text=True, timeout=300, check=False
-    )
+    out, summary = tmp_path / "out", tmp_path / "summary.md"
+    done = run_step(checkout, summary, "measure", "--out", str(out), "--processes", "2", "--", "--perf-rounds", "3")
     assert done.returncode == 0, done.stdout + done.stderr  # unchanged code: PASS, or AMBIGUOUS on a busy machine
     assert "host: " in done.stdout
     verdicts = verdicts_of(out)
@@ -152,5 +158,19 @@ def test_the_job_from_two_commits_to_the_page(checkout: Path, tmp_path: Path) ->
     for side in ("base.json", "head.json"):
         assert json.loads((out / side).read_text())["benchmarks"]
     assert "tiny.en-2-single-flash" in (out / REPORT).read_text()
-    assert (tmp_path / "summary.md").read_text().strip() == (out / REPORT).read_text().strip()
+    assert summary.read_text().strip() == (out / REPORT).read_text().strip()
     assert "<html" in (out / PAGE).read_text().lower()
+
+
+@pytest.mark.slow
+def test_the_counters_of_two_commits(checkout: Path, tmp_path: Path) -> None:
+    out, summary = tmp_path / "out", tmp_path / "summary.md"
+    done = run_step(checkout, summary, "counters", "--out", str(out), "--")
+    assert done.returncode == 0, done.stdout + done.stderr
+    verdicts = verdicts_of(out)
+    assert {case["verdict"] for case in verdicts["cases"]} == {"PASS"}
+    assert {metric["metric"] for case in verdicts["cases"] for metric in case["metrics"]} >= {"aten_op_count"}
+    assert not (out / "trees").exists()
+    commits = [json.loads((out / side).read_text())["commit_info"]["id"] for side in ("base.json", "head.json")]
+    assert len({*commits}) == 2
+    assert summary.read_text().strip() == (out / REPORT).read_text().strip()

@@ -123,7 +123,7 @@ def checkout(tmp_path: Path) -> Path:
     if not (ROOT / ".git").exists() or shutil.which("git") is None:
         pytest.skip("not a git checkout: there are no two commits to compare")
     tree = tmp_path / "checkout"
-    subprocess.run(["git", "clone", "--quiet", "--shared", ROOT, tree], check=True)
+    subprocess.run(["git", "clone", "--quiet", ROOT.as_uri(), tree], check=True)
     who = ["-c", "user.name=somebody", "-c", "user.email=somebody@localhost", "-c", "commit.gpgsign=false"]
     subprocess.run(["git", *who, "commit", "--quiet", "--allow-empty", "--message", "x"], cwd=tree, check=True)
     return tree

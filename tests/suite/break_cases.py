@@ -1,8 +1,8 @@
 """pytest plugin for the tests' own runs of the suite: makes cases fail in the ways that `PERF_BREAK` lists.
 
 `parity` and `nan` break flash's logits, `tokens` its tokens, `skip` skips the original, `late` lets flash fail after
-it was timed, `teardown` while it is taken down. `raise`, `memory`, `kill`, `interrupt`, `hang` and
-`native_hang` befall the eager model's memory pass. `disk_full` lets the journal's disk run full when that begins,
+it was timed, `teardown` while it is taken down. `raise`, `memory`, `kill`, `interrupt` and
+`native_hang` befall the eager model's memory pass, `hang` the original's. `disk_full` lets the journal's disk run full when that begins,
 `unsaved` the one that the run is saved on; `no_xformers` takes the CPU for a GPU whose xFormers is broken.
 """
 
@@ -73,7 +73,6 @@ BREAKAGES = {
     "memory": fail_allocation,
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "interrupt": lambda: os.kill(os.getpid(), signal.SIGINT),
-    "hang": lambda: time.sleep(120),
     "native_hang": wait_for_ever,
 }
 
@@ -82,6 +81,8 @@ record_memory = procedure.record_memory
 
 def record_or_break(subject: Subject) -> dict[str, object]:
     assert not any(reference() is not None for reference in held), "the case before has left memory in use"
+    if subject.implementation == "original" and "hang" in BREAK:
+        time.sleep(120)
     if subject.implementation == "eager":
         for name in BREAK & BREAKAGES.keys():
             BREAKAGES[name]()

@@ -1,8 +1,8 @@
 """pytest plugin for the tests' own runs of the suite: makes cases fail in the ways that `PERF_BREAK` lists.
 
 `parity` and `nan` break flash's logits, `tokens` its tokens, `skip` skips the original, `late` lets flash fail after
-it was timed, `teardown` while it is taken down. `raise`, `memory`, `kill`, `interrupt` and
-`native_hang` befall the eager model's memory pass, `hang` the original's. `disk_full` lets the journal's disk run full when that begins,
+it was timed, `teardown` while it is taken down. `hang` befalls the original's memory pass, `raise`, `memory`, `kill`,
+`interrupt` and `native_hang` the eager model's. `disk_full` lets the journal's disk run full when that begins,
 `unsaved` the one that the run is saved on; `no_xformers` takes the CPU for a GPU whose xFormers is broken.
 """
 

@@ -20,10 +20,9 @@ def count_sides(base: str, head: str, out: Path, arguments: Sequence[str]) -> No
         BadInputError: a commit has no package, or a process ended without a run.
     """
     repository = find_repository(Path.cwd())
-    revisions = (find_revision(repository, revision) for revision in (base, head))
     trees = out.resolve() / "trees"
     try:
-        for side in make_sides(repository, *revisions, trees):
+        for side in make_sides(repository, find_revision(repository, base), find_revision(repository, head), trees):
             _count(side, out.resolve() / f"{side.name}.json", arguments)
     finally:
         shutil.rmtree(trees, ignore_errors=True)

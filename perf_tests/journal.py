@@ -83,6 +83,10 @@ class Journal:
         """A case begins: should the process die in it, the journal says so."""
         self._write({"begin": name})
 
+    def leave(self, name: str) -> None:
+        """The user interrupted a case: not its fault."""
+        self._write({"left": name})
+
     def note(self, name: str, outcome: str, reason: str | None) -> None:
         """Note the outcome of one phase of a case; the first phase that did not pass decides."""
         if self._reports.get(name, ("passed", None))[0] == "passed":
@@ -168,7 +172,11 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         return (yield)
     journal = item.config.stash[JOURNAL]
     journal.begin(item.name)
-    handled = yield
+    try:
+        handled = yield
+    except BaseException:
+        journal.leave(item.name)
+        raise
     journal.close(item.name, _measurement(item))
     if journal.problem is not None:
         item.session.shouldstop = journal.problem  # what comes now could be lost

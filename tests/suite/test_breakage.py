@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from perf_tests import locks, machine, resume, saving, table
+from perf_tests import locks, machine, saving, table
 from perf_tests.journal import Entry, Journal
 from perf_tests.measure.out_of_memory import describe_out_of_memory
 from perf_tests.options import whole_number
+from perf_tests.past import Past, choose, read_journal, read_journals
 from perf_tests.plan import BadInputError
 from perf_tests.schema import validate_run
 
@@ -94,10 +95,10 @@ def test_a_hang_fails_the_case_and_in_native_code_ends_the_process(tmp_path: Pat
 
 def test_without_a_dead_run_there_is_nothing_to_resume(tmp_path: Path) -> None:
     live = Journal(tmp_path / "journal_1.jsonl", CASES, {})
-    (past,) = resume.read_journals(tmp_path)
+    (past,) = read_journals(tmp_path)
     assert past.alive
     with pytest.raises(BadInputError, match=r"no interrupted run in .*; 1 run there still at work"):
-        resume.choose([past], CASES, {}, tmp_path)
+        choose([past], CASES, {}, tmp_path)
     live.file.close()
 
 
@@ -106,11 +107,11 @@ def test_without_a_dead_run_there_is_nothing_to_resume(tmp_path: Path) -> None:
 )
 def test_another_run_is_not_resumed(key: str, other: object, tmp_path: Path) -> None:
     identity = {"commit": "a", "sources": "a", "gpu.name": "NVIDIA H100", "rounds": None}
-    past = resume.Past(tmp_path / "journal_1.jsonl", CASES, identity, {}, (), alive=False)
+    past = Past(tmp_path / "journal_1.jsonl", CASES, identity, {}, (), alive=False)
     names, now = (CASES[:2], identity) if key == "cases" else (CASES, identity | {key: other})
-    assert resume.choose([past], CASES, identity, tmp_path) is past
+    assert choose([past], CASES, identity, tmp_path) is past
     with pytest.raises(BadInputError, match=f"is of another run: {key} \\("):
-        resume.choose([past], names, now, tmp_path)
+        choose([past], names, now, tmp_path)
 
 
 def test_what_a_dying_process_was_writing_is_no_entry(tmp_path: Path) -> None:
@@ -122,7 +123,7 @@ def test_what_a_dying_process_was_writing_is_no_entry(tmp_path: Path) -> None:
     journal.begin(EAGER)
     journal.file.write('{"id": "test_gen')
     journal.file.close()
-    past = resume.read_journal(path)
+    past = read_journal(path)
     assert past is not None
     assert [*past.entries] == [ORIGINAL]
     resumed = Journal(path, CASES, {}, past.entries, past.sessions)
@@ -130,7 +131,7 @@ def test_what_a_dying_process_was_writing_is_no_entry(tmp_path: Path) -> None:
     resumed.note(EAGER, "failed", "no")
     resumed.close(EAGER, None)
     resumed.file.close()
-    again = resume.read_journal(path)
+    again = read_journal(path)
     assert again is not None
     assert {name: entry.outcome for name, entry in again.entries.items()} == {ORIGINAL: "passed", EAGER: "failed"}
     assert [session.cases for session in again.sessions] == [1, 1]
@@ -148,11 +149,24 @@ def test_the_watchdog_s_word_marks_the_case(tmp_path: Path) -> None:
         '  File "model.py", line 9 in forward\n'
     )
     journal.file.close()
-    past = resume.read_journal(journal.path)
+    past = read_journal(journal.path)
     assert past is not None
     reason = 'hung, and the watchdog ended the process at "attention.py", line 7 in attend'
     assert past.entries == {EAGER: Entry(EAGER, "failed", reason, None)}
     assert [session.cases for session in past.sessions] == [1]
+
+
+def test_an_interruption_is_no_death(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal_1.jsonl", CASES, {})
+    for _ in range(2):
+        journal.begin(EAGER)
+        journal.leave(EAGER)
+        journal.file.close()
+        past = read_journal(journal.path)
+        assert past is not None
+        assert past.entries == {}
+        journal = Journal(journal.path, CASES, {}, past.entries, past.sessions)
+    journal.file.close()
 
 
 def test_one_death_may_be_chance_and_two_are_the_case_s(tmp_path: Path) -> None:
@@ -160,7 +174,7 @@ def test_one_death_may_be_chance_and_two_are_the_case_s(tmp_path: Path) -> None:
     for deaths in (1, 2):
         journal.begin(EAGER)
         journal.file.close()
-        past = resume.read_journal(journal.path)
+        past = read_journal(journal.path)
         assert past is not None
         assert [*past.entries] == [EAGER][: deaths - 1]
         journal = Journal(journal.path, CASES, {}, past.entries, past.sessions)
@@ -185,7 +199,7 @@ HEADER = '{"journal": 2, "started": 1, "selected": ["a"], "identity": {}, "pid":
 def test_what_is_no_journal_is_not_resumed(text: str, tmp_path: Path) -> None:
     path = tmp_path / "journal_1.jsonl"
     path.write_text(text)
-    assert resume.read_journal(path) is None
+    assert read_journal(path) is None
 
 
 # Out of memory

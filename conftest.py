@@ -11,6 +11,7 @@ pytest_plugins = (
     "perf_tests.options",
     "perf_tests.machine",
     "perf_tests.journal",
+    "perf_tests.counters_only",
     "perf_tests.terminal",
     "perf_tests.timeouts",
     "perf_tests.resume",

@@ -67,9 +67,11 @@ def place(plan: Plan) -> "Iterator[Place]":
 @pytest.fixture(scope="session")
 def procedure(plan: Plan, pytestconfig: pytest.Config) -> "Procedure":
     """The passes that every case goes through."""
+    from .counting import Counting
     from .procedure import Procedure
 
-    return Procedure(plan, pytestconfig.stash[SPEECH], pytestconfig.stash[PROGRESS])
+    kind = Counting if plan.counters_only else Procedure
+    return kind(plan, pytestconfig.stash[SPEECH], pytestconfig.stash[PROGRESS])
 
 
 @pytest.fixture

@@ -12,6 +12,12 @@ GPU_LAYER_SECONDS = 0.25e-3
 BUILD_PARAMETERS_PER_SECOND = 50e6
 # Of one case: warm-ups, memory, parity, counters; these also run the profiler and the reference.
 UNTIMED_ROUNDS = 9
+# That the speed-up of a flash case takes to be known precisely enough.
+TYPICAL_PAIRS = 40
+# Where nothing is timed. On a GPU: for the memory two rounds, for the counters three. On a CPU: a round for the memory,
+# where rounds are short, and dispatch alone for the counters.
+COUNTED_ROUNDS_GPU = 5
+HOLLOW_LAYER_SECONDS = 2.5e-3
 
 
 def estimate_seconds(plan: Plan, cores: int) -> float:
@@ -36,6 +42,21 @@ def round_seconds(case: Case, on_cuda: bool, cores: int) -> float:
 def _case_seconds(case: Case, plan: Plan, cores: int) -> float:
     dims = CHECKPOINTS[case.checkpoint]
     per_round = round_seconds(case, plan.on_cuda, cores)
-    timed = plan.rounds_of(case.setting) * (2 if case.implementation == "flash" else 1)
     parameters = 12 * (dims.encoder_layers + 1.4 * case.decoder_layers) * dims.d_model**2
-    return (timed + UNTIMED_ROUNDS) * per_round + parameters / BUILD_PARAMETERS_PER_SECOND
+    build = parameters / BUILD_PARAMETERS_PER_SECOND
+    if plan.counters_only:
+        return _counting_seconds(case, plan, build, per_round)
+    timed = plan.rounds_of(case.setting) * per_round
+    if case.implementation == "flash":
+        timed *= 2
+        aim = plan.aim_of(case.setting)
+        if aim is not None:
+            timed = max(timed, min(aim.budget_seconds, TYPICAL_PAIRS * 2 * per_round))
+    return timed + UNTIMED_ROUNDS * per_round + build
+
+
+def _counting_seconds(case: Case, plan: Plan, build: float, per_round: float) -> float:
+    if plan.on_cuda:
+        return build + COUNTED_ROUNDS_GPU * per_round
+    dispatch = SETTINGS[case.setting].new_tokens * (2 + case.decoder_layers) * HOLLOW_LAYER_SECONDS
+    return dispatch + (build + per_round if plan.computes(case.setting) else 0.0)

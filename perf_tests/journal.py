@@ -134,6 +134,8 @@ class Journal:
 JOURNAL = pytest.StashKey[Journal]()
 # What went wrong with saving the run.
 PROBLEMS = pytest.StashKey[list[str]]()
+# Of an item: the record of a case that was counted without timing.
+COUNTED = pytest.StashKey[dict[str, Any]]()
 
 
 def storage_folder(config: pytest.Config) -> Path:
@@ -198,13 +200,14 @@ def _this_process() -> dict[str, Any]:
 
 
 def _measurement(item: pytest.Item) -> dict[str, Any] | None:
-    """pytest-benchmark's record of the case, if it has one."""
+    """pytest-benchmark's record of the case, or what was counted of it without timing, if there is either."""
     benchmarks: Any = item.config._benchmarksession  # type: ignore[attr-defined]  # pytest-benchmark's, on purpose
     for bench in reversed(benchmarks.benchmarks):
         if bench.fullname == item.nodeid and bench and not bench.has_error:
             record: dict[str, Any] = json.loads(_dumps(bench.as_dict(include_data=True)))
             return record
-    return None
+    counted: dict[str, Any] | None = json.loads(_dumps(item.stash.get(COUNTED, None)))
+    return counted
 
 
 def _dumps(value: object) -> str:

@@ -45,11 +45,14 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     config = session.config
     if config.option.collectonly or not any(map(is_perf_item, session.items)):
         return
+    plan = config.stash[PLAN]
+    if plan.counters_only and not plan.on_cuda:  # what is only counted disturbs nobody, and nobody disturbs it
+        return
     typed = config.getoption("perf_wait")
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     try:
         minutes = 0 if typed is None else whole_number(typed, OPTION, "minutes")
-        name = lock_name(config.stash[PLAN].device)
+        name = lock_name(plan.device)
         lock = take(name, 60.0 * minutes, reporter.write_line if reporter else print)
     except BadInputError as error:
         raise pytest.UsageError(str(error)) from None

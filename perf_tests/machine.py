@@ -3,11 +3,13 @@
 import functools
 import warnings
 from importlib import metadata
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from .options import PLAN
+from .package import hash_package
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
@@ -28,7 +30,7 @@ def describe_machine(device: str) -> dict[str, Any]:
         "transformers": version_of("transformers"),
         "xformers": xformers.version,
         "xformers_problem": xformers.problem,
-        "whisper_flash_attention": version_of_package(),
+        **describe_package(),
         "thread_count": torch.get_num_threads(),
         "tf32_matmul": bool(matmul.allow_tf32),
         "tf32_cudnn": bool(torch.backends.cudnn.allow_tf32),
@@ -76,11 +78,16 @@ def version_of(distribution: str) -> str | None:
         return None
 
 
-def version_of_package() -> str:
-    """The version of the package that the cases import: the checkout's, maybe not the installed one."""
+def describe_package() -> dict[str, str]:
+    """The package that the cases import: the checkout's, maybe not the installed one."""
     import whisper_flash_attention
 
-    return whisper_flash_attention.__version__
+    folder = Path(str(whisper_flash_attention.__file__)).parent
+    return {
+        "whisper_flash_attention": whisper_flash_attention.__version__,
+        "package_path": str(folder),
+        "package_hash": hash_package(folder),
+    }
 
 
 def _describe_gpu(device: str) -> dict[str, Any]:

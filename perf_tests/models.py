@@ -11,6 +11,7 @@ from transformers.models.whisper.modeling_whisper import sinusoids
 from whisper_flash_attention import WhisperFlashAttentionForConditionalGeneration
 
 from .cases import CHECKPOINTS, Cell
+from .measure.layout import Layout
 from .vocabulary import vocabulary_of
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 SEED = 2023
 WEIGHTS_VERSION = 1
+# A kind of weights for rounds that are counted and not computed.
+ZEROS = "zeros"
 
 MODEL_CLASSES: "Mapping[str, type[WhisperForConditionalGeneration]]" = {
     "original": WhisperForConditionalGeneration,
@@ -49,17 +52,22 @@ class Weights:
             RuntimeError: the Hub's checkpoint cannot be had.
         """
         model_class, arguments = MODEL_CLASSES[implementation], LOAD_ARGUMENTS[implementation]
-        if self._random is None:
+        if self.kind == "pretrained":
             model = self._load(model_class, dtype=dtype, **arguments)
         else:
             config = make_config(self.cell)
-            copies = {name: tensor.to(dtype, copy=True) for name, tensor in self._random.items()}
+            copies = self._copy(config, dtype)
             model = model_class.from_pretrained(None, config=config, state_dict=copies, dtype=dtype, **arguments)
             settings = vocabulary_of(config.vocab_size).generation_settings()
             model.generation_config = GenerationConfig(**settings)
         model.eval()
         model.to(device)
         return model
+
+    def _copy(self, config: WhisperConfig, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        if self._random is not None:
+            return {name: tensor.to(dtype, copy=True) for name, tensor in self._random.items()}
+        return {name: layout._replace(dtype=dtype).zeros() for name, layout in make_layouts(config).items()}
 
     def _load(
         self, model_class: type[WhisperForConditionalGeneration], **arguments: Any
@@ -94,6 +102,13 @@ def make_config(cell: Cell) -> WhisperConfig:
     )
 
 
+def make_layouts(config: WhisperConfig) -> dict[str, Layout]:
+    """What the tensors of a state dict for ``config`` look like, by name; the tied projection has none of its own."""
+    with torch.device("meta"):
+        state = WhisperForConditionalGeneration(config).state_dict()
+    return {name: Layout.of(tensor) for name, tensor in state.items() if name != "proj_out.weight"}
+
+
 def make_state_dict(config: WhisperConfig) -> dict[str, torch.Tensor]:
     """Random float32 weights for ``config``, each tensor from a seed of its own (its name's).
 
@@ -102,10 +117,7 @@ def make_state_dict(config: WhisperConfig) -> dict[str, torch.Tensor]:
     peaked attention, biases and layer norms that count, logits that depend on audio and on every earlier
     token. An error in a mask or a cache then shows in the logits instead of drowning.
     """
-    with torch.device("meta"):
-        shapes = {name: t.shape for name, t in WhisperForConditionalGeneration(config).state_dict().items()}
-    shapes.pop("proj_out.weight")  # tied to the token embedding
-    return {name: _make_tensor(name, shape) for name, shape in shapes.items()}
+    return {name: _make_tensor(name, layout.shape) for name, layout in make_layouts(config).items()}
 
 
 def _make_tensor(name: str, shape: torch.Size) -> torch.Tensor:

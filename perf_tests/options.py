@@ -10,6 +10,7 @@ from pytest_benchmark.logger import PytestBenchmarkWarning
 from . import cases
 from .plan import (
     DEFAULT_DATASET,
+    DEFAULT_PRECISION_PERCENT,
     DTYPES,
     WEIGHTS,
     BadInputError,
@@ -43,7 +44,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add(
         "--perf-rounds",
         metavar="N",
-        help="Timed rounds per case. Default: the setting's, fewer in preset quick.",
+        help="Timed rounds per case, exactly. Default: the setting's (fewer in preset quick), and for flash more where"
+        " its speed-up is not known precisely enough by then.",
+    )
+    add(
+        "--perf-precision",
+        metavar="PERCENT",
+        help="Time flash until the 95 %% interval of its speed-up is within this. Default:"
+        f" {DEFAULT_PRECISION_PERCENT:g}.",
+    )
+    add(
+        "--perf-case-budget",
+        metavar="SECONDS",
+        help="Time that more rounds for the sake of precision may take, per case. Default: the preset's.",
+    )
+    add(
+        "--perf-control-after",
+        action="store_true",
+        help="Run the control right after each round of flash instead of right before.",
     )
     add(
         "--perf-dataset",
@@ -56,6 +74,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="KIND",
         default="random",
         help=f"{' or '.join(WEIGHTS)}. Pretrained runs the full-depth rows only. Default: random (seeded).",
+    )
+    add(
+        "--perf-counters-only",
+        action="store_true",
+        help="Count instead of timing: ATen ops and FLOPs of every case, and the peak memory of those with short"
+        " rounds (`single`). Exact, so any machine can gate on it. Parity is not checked.",
     )
     select = {"action": "append", "default": []}
     add(
@@ -102,12 +126,16 @@ def read_options(config: pytest.Config) -> Options:
         device=value("perf_device"),
         dtype=value("perf_dtype"),
         rounds=value("perf_rounds"),
+        precision=value("perf_precision"),
+        case_budget=value("perf_case_budget"),
+        control_after=value("perf_control_after"),
         dataset=value("perf_dataset"),
         weights=value("perf_weights"),
         checkpoints=tuple(value("perf_checkpoint")),
         decoder_layers=tuple(value("perf_decoder_layers")),
         settings=tuple(value("perf_setting")),
         implementations=tuple(value("perf_implementation")),
+        counters_only=value("perf_counters_only"),
     )
 
 

@@ -1,5 +1,6 @@
 """From command-line options to a plan: which cases, on what, with what; or one line on what is wrong."""
 
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -12,6 +13,8 @@ DTYPES = ("float32", "float16", "bfloat16")
 WEIGHTS = ("random", "pretrained")
 DEFAULT_DATASET = "hf-internal-testing/librispeech_asr_dummy"
 SYNTHETIC = "synthetic"
+# The speed-up's 95 % interval, to either side.
+DEFAULT_PRECISION_PERCENT = 1.5
 SOUND_FILES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff"})
 TABLE_FILES = frozenset({".parquet", ".arrow"})
 
@@ -27,12 +30,16 @@ class Options(NamedTuple):
     device: str | None = None
     dtype: str | None = None
     rounds: str | None = None
+    precision: str | None = None
+    case_budget: str | None = None
+    control_after: bool = False
     dataset: str | None = None
     weights: str = "random"
     checkpoints: tuple[str, ...] = ()
     decoder_layers: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
     implementations: tuple[str, ...] = ()
+    counters_only: bool = False
 
 
 class Probes(NamedTuple):
@@ -41,6 +48,18 @@ class Probes(NamedTuple):
     nvidia_driver: Callable[[], bool]
     cuda_devices: Callable[[], int]
     cpu_computes: Callable[[str], bool]
+
+
+class Aim(NamedTuple):
+    """What the number of rounds of a flash case is chosen for.
+
+    ``least`` rounds are taken in any case; more until the speed-up's 95 % interval is within ``± precision`` (relative)
+    or ``budget_seconds`` are spent on timing.
+    """
+
+    least: int
+    precision: float
+    budget_seconds: float
 
 
 class Plan(NamedTuple):
@@ -53,6 +72,10 @@ class Plan(NamedTuple):
     weights: str
     dataset: str | None
     rounds: int | None
+    precision: float
+    case_budget: float
+    control_after: bool
+    counters_only: bool
     cases: tuple[cases.Case, ...]
 
     @property
@@ -61,10 +84,22 @@ class Plan(NamedTuple):
         return self.device.startswith("cuda")
 
     def rounds_of(self, setting: str) -> int:
-        """How many rounds a case of ``setting`` is timed for."""
+        """How many rounds a case of ``setting`` is timed for, at least."""
         if self.rounds is not None:
             return self.rounds
         return cases.PRESETS[self.preset].rounds.get(setting, cases.SETTINGS[setting].rounds)
+
+    def aim_of(self, setting: str) -> Aim | None:
+        """What the number of rounds of a flash case is chosen for; ``None`` where it was fixed."""
+        if self.rounds is not None:
+            return None
+        return Aim(self.rounds_of(setting), self.precision, self.case_budget)
+
+    def computes(self, setting: str) -> bool:
+        """Whether rounds of ``setting`` are computed: not where they are only counted and take a CPU minutes."""
+        if not self.counters_only or self.on_cuda:
+            return True
+        return cases.SETTINGS[setting].batch_size * cases.SETTINGS[setting].new_tokens <= cases.SHORT_ROUND_TOKENS
 
 
 def make_plan(options: Options, probes: Probes) -> Plan:
@@ -74,6 +109,7 @@ def make_plan(options: Options, probes: Probes) -> Plan:
         BadInputError: with one line for the user.
     """
     rounds = None if options.rounds is None else _positive(options.rounds, "--perf-rounds", "at least 1 round")
+    precision, case_budget = _read_aim(options)
     if options.weights not in WEIGHTS:
         raise BadInputError(f"--perf-weights: {options.weights!r} is unknown; choose from {', '.join(WEIGHTS)}")
     if options.dtype is not None and options.dtype not in DTYPES:
@@ -97,7 +133,20 @@ def make_plan(options: Options, probes: Probes) -> Plan:
         raise BadInputError(str(error)) from None
     if not on_cuda and dtype != "float32" and not probes.cpu_computes(dtype):
         raise BadInputError(f"--perf-dtype: this CPU (or its torch) cannot compute in {dtype}; use float32")
-    return Plan(preset, reason, device, dtype, options.weights, options.dataset, rounds, chosen)
+    return Plan(
+        preset=preset,
+        preset_reason=reason,
+        device=device,
+        dtype=dtype,
+        weights=options.weights,
+        dataset=options.dataset,
+        rounds=rounds,
+        precision=precision,
+        case_budget=cases.PRESETS[preset].case_budget_seconds if case_budget is None else case_budget,
+        control_after=options.control_after,
+        counters_only=options.counters_only,
+        cases=chosen,
+    )
 
 
 def choose_device(asked: str | None, probes: Probes) -> tuple[str, str]:
@@ -140,6 +189,35 @@ def check_dataset(asked: str | None) -> None:
 def files_in(folder: Path, suffixes: frozenset[str]) -> list[Path]:
     """The files below ``folder`` that have one of ``suffixes``, in order."""
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
+
+
+def _read_aim(options: Options) -> tuple[float, float | None]:
+    """The precision, relative, and the time budget of a case in seconds where one was given."""
+    typed = {"--perf-precision": options.precision, "--perf-case-budget": options.case_budget}
+    given = [option for option, text in typed.items() if text is not None]
+    if options.counters_only:
+        given += ["--perf-rounds"] if options.rounds is not None else []
+        given += ["--perf-control-after"] if options.control_after else []
+        if given:
+            raise BadInputError(f"{given[0]}: --perf-counters-only times nothing; leave one of the two out")
+    if options.rounds is not None and given:
+        raise BadInputError(f"{given[0]}: --perf-rounds fixes the number of rounds; give one or the other")
+    precision = DEFAULT_PRECISION_PERCENT
+    if options.precision is not None:
+        precision = _positive_number(options.precision.removesuffix("%"), "--perf-precision", "a percentage above 0")
+    budget = options.case_budget
+    seconds = None if budget is None else _positive_number(budget, "--perf-case-budget", "seconds, above 0")
+    return precision / 100, seconds
+
+
+def _positive_number(text: str, option: str, what: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < math.inf:
+        raise BadInputError(f"{option}: {text!r} is not {what}")
+    return number
 
 
 def _integer(text: str, option: str) -> int:

@@ -12,16 +12,17 @@ import torch
 from .audio import SYNTHETIC_VERSION, Speech
 from .cases import CHECKPOINTS, SETTINGS, WINDOW_SECONDS, Case, Cell
 from .intervals import estimate_speedup
-from .measure.counters import count_round
+from .measure.counters import Counters, count_round
 from .measure.device import StateWatch
 from .measure.memory import measure_memory
+from .measure.rounds import choose_rounds
 from .measure.time import Benchmark, time_rounds
-from .models import SEED, WEIGHTS_VERSION, Weights
+from .models import SEED, WEIGHTS_VERSION, ZEROS, Weights
 from .parity import Reference, check_parity, make_reference
 from .plan import Plan
 from .progress import Progress
 from .schema import SCHEMA_VERSION
-from .subject import FEATURES_VERSION, Place, Stage, Subject, make_features
+from .subject import FEATURES_VERSION, Place, Stage, Subject, make_empty_features, make_features
 
 CONTROL = "original"
 
@@ -32,8 +33,12 @@ class Workspace:
     def __init__(self, cell: Cell, plan: Plan, speech: Speech, place: Place) -> None:
         self.cell = cell
         self.place = place
-        self._weights = Weights(cell, plan.weights)
-        self._features = make_features(cell, speech)
+        if plan.computes(cell.setting) or plan.weights != "random":
+            self._weights = Weights(cell, plan.weights)
+            self._features = make_features(cell, speech)
+        else:
+            self._weights = Weights(cell, ZEROS)
+            self._features = make_empty_features(cell)
         self._reference: Reference | None = None
 
     def stage(self) -> Stage:
@@ -74,28 +79,37 @@ class Procedure:
         info.update(record_counters(subject))
         info["attention_backend"] = subject.attention_backend()
         control = stage.build(CONTROL).run_round if case.implementation == "flash" else None
-        rounds = self.plan.rounds_of(case.setting)
-        self.progress.phase("timing", rounds)
-        info.update(self.time(case, subject, benchmark, rounds, control))
+        info.update(self.time(case, subject, benchmark, control))
 
     def time(
         self,
         case: Case,
         subject: Subject,
         benchmark: Benchmark,
-        rounds: int,
         control: Callable[[], None] | None,
     ) -> dict[str, Any]:
         """The timed pass; returns what it adds to the record."""
         gc.collect()
+        rounds, aim = self.plan.rounds_of(case.setting), self.plan.aim_of(case.setting)
+        if control is not None and aim is not None and not benchmark.disabled:
+            self.progress.phase("choosing the number of rounds")
+            rounds = choose_rounds(subject.run_round, control, aim)
+        self.progress.phase("timing", rounds)
         with StateWatch(self.plan.device) as watch:
             control_seconds = time_rounds(
-                benchmark, subject.run_round, rounds, control=control, between=self.progress.rounds_done
+                benchmark,
+                subject.run_round,
+                rounds,
+                control=control,
+                control_after=self.plan.control_after,
+                between=self.progress.rounds_done,
             )
         seconds = list(benchmark.stats.stats.data) if benchmark.stats is not None else []
-        record: dict[str, Any] = {"control": None, "speedup": None, "device_state": watch.state}
+        record: dict[str, Any] = {"control": None, "speedup": None, "process_rounds": None}
+        record["device_state"] = watch.state
         if control_seconds is not None and seconds:
-            record["control"] = {"implementation": CONTROL, "rounds_seconds": control_seconds}
+            position = "after" if self.plan.control_after else "before"
+            record["control"] = {"implementation": CONTROL, "rounds_seconds": control_seconds, "position": position}
             record["speedup"] = estimate_speedup(control_seconds, seconds)._asdict()
         return record | rates(case, seconds)
 
@@ -116,9 +130,9 @@ class Procedure:
         }
 
 
-def record_memory(subject: Subject) -> dict[str, Any]:
+def record_memory(subject: Subject, warm_up: Callable[[], None] | None = None) -> dict[str, Any]:
     """The memory pass, under the recorded keys."""
-    memory = measure_memory(subject)
+    memory = measure_memory(subject, warm_up)
     return {
         "model_memory_bytes": memory.model,
         "peak_memory_allocated_bytes": memory.peak_allocated,
@@ -128,7 +142,11 @@ def record_memory(subject: Subject) -> dict[str, Any]:
 
 def record_counters(subject: Subject) -> dict[str, Any]:
     """The counters' pass, under the recorded keys."""
-    counters = count_round(subject)
+    return counters_record(count_round(subject))
+
+
+def counters_record(counters: Counters) -> dict[str, Any]:
+    """Counters under the recorded keys."""
     return {
         "aten_op_count": counters.aten_ops,
         "flop_count": counters.flops,

@@ -3,9 +3,7 @@
 A run is resumed only by what would have gone on measuring the same: the same sources, options, machine and cases.
 """
 
-import hashlib
 import json
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from pytest_benchmark.utils import safe_dumps
 
 from .journal import JOURNAL, PROBLEMS, Journal, new_journal_path, storage_folder
 from .options import PLAN, is_perf_item
+from .package import hash_package
 from .past import choose, read_journals
 from .plan import BadInputError, Plan
 from .regression.fingerprint import fingerprint_of
@@ -21,7 +20,6 @@ from .regression.text import clean, count_of
 from .terminal import SPEECH
 
 OPTION = "--perf-resume"
-SOURCES = ("whisper_flash_attention", "perf_tests")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -105,7 +103,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 def identify(config: pytest.Config) -> dict[str, object]:
-    """What must not change while a run goes on: sources, options, speech and machine."""
+    """What must not change while a run goes on: code, options, speech and machine.
+
+    The code by hashes, since a commit's id knows nothing of uncommitted changes.
+    """
     plan: Plan = config.stash[PLAN]
     benchmarks: Any = config._benchmarksession  # type: ignore[attr-defined]  # pytest-benchmark's, on purpose
     machine_info = json.loads(safe_dumps(benchmarks.get_machine_info()))  # type: ignore[no-untyped-call]
@@ -113,20 +114,9 @@ def identify(config: pytest.Config) -> dict[str, object]:
     commit_info = config.hook.pytest_benchmark_generate_commit_info(config=config)
     return {
         "commit": commit_info.get("id"),
-        "sources": digest_sources(),
+        "package": machine_info.get("package_hash"),
+        "suite": hash_package(Path(__file__).parent),
         "audio": speech.name if speech else None,
         **{key: value for key, value in plan._asdict().items() if key not in ("cases", "preset_reason", "dataset")},
         **fingerprint_of(machine_info),
     }
-
-
-def digest_sources() -> str:
-    """A hash of the Python files of the model and the suite: a commit's id does not know uncommitted changes."""
-    digest = hashlib.sha256()
-    for package in SOURCES:
-        spec = find_spec(package)
-        root = Path(spec.origin).parent if spec and spec.origin else Path(package)
-        for path in sorted(root.rglob("*.py")):
-            digest.update(f"{package}/{path.relative_to(root).as_posix()}\0".encode())
-            digest.update(path.read_bytes() + b"\0")
-    return digest.hexdigest()[:12]

@@ -3,7 +3,8 @@
 Four tables: ``EXTRA_INFO`` (beside each case's rounds), ``MACHINE_INFO`` (what the suite adds to
 pytest-benchmark's), ``PERF_CASES`` (one entry of the run's top-level list) and ``PERF_RESUMED`` (one entry for each
 earlier session of a run that was resumed). ``validate_run`` checks a whole run's JSON against them and returns what
-is wrong as text.
+is wrong as text. A case that was counted without timing (``perf_counted``) has the same keys as a timed one, with null
+for what only timing gives (``COUNTED_INFO``).
 """
 
 import math
@@ -34,7 +35,8 @@ class Field(NamedTuple):
 
 _CONTROL = (
     Field("implementation", "string", None, "what ran as the control"),
-    Field("rounds_seconds", "numbers", "s", "the control's time before each round, paired with stats.data"),
+    Field("rounds_seconds", "numbers", "s", "the control's time beside each round, paired with stats.data"),
+    Field("position", "string", None, "`before` or `after` each round; `both` where processes of both are pooled"),
 )
 _SPEEDUP = (
     Field("median", "number", None, "median over the pairs of control / flash"),
@@ -129,10 +131,24 @@ EXTRA_INFO = (
     ),
     Field("control", "object", None, "the paired control rounds; flash only", nullable=True, fields=_CONTROL),
     Field("speedup", "object", None, "control / flash; flash only", nullable=True, fields=_SPEEDUP),
+    Field(
+        "process_rounds",
+        "numbers",
+        "rounds",
+        "how many rounds of stats.data each process measured, in their order; null where there was one",
+        nullable=True,
+    ),
     Field("parity", "object", None, "the numerical check", fields=_PARITY),
     Field("tokens_per_second", "number", "tokens/s", "new tokens of the whole batch over the median round"),
     Field("real_time_factor", "number", None, "median round over the duration of the 30 s windows it took"),
     Field("device_state", "object", None, "the machine's state beside the rounds", fields=_DEVICE_STATE),
+)
+
+# What a case has that was counted without timing, and what it does not: these are null then.
+TIMED_ONLY = ("control", "speedup", "parity", "tokens_per_second", "real_time_factor", "device_state")
+COUNTED_INFO = tuple(
+    field._replace(nullable=True) if field.name in (*TIMED_ONLY, "peak_memory_allocated_bytes") else field
+    for field in EXTRA_INFO
 )
 
 MACHINE_INFO = (
@@ -156,6 +172,8 @@ MACHINE_INFO = (
     Field("xformers", "string", None, "version, where its kernels can be used", nullable=True),
     Field("xformers_problem", "string", None, "why xFormers does not serve on this GPU", nullable=True),
     Field("whisper_flash_attention", "string", None, "version"),
+    Field("package_path", "string", None, "the folder of the package that was measured"),
+    Field("package_hash", "string", None, "short hash of the code of the package that was measured"),
     Field("thread_count", "integer", "threads", "torch's intra-op threads"),
     Field("tf32_matmul", "boolean", None, "whether CUDA matrix products may use TF32"),
     Field("tf32_cudnn", "boolean", None, "whether cuDNN may use TF32"),
@@ -198,13 +216,18 @@ def validate_run(run: Mapping[str, Any]) -> list[str]:
         return [*problems, "perf_resumed: not a list"]
     for index, entry in enumerate(resumed):
         problems += validate(entry, PERF_RESUMED, f"perf_resumed[{index}]")
+    counted = run.get("perf_counted", [])
+    if not isinstance(counted, list):
+        return [*problems, "perf_counted: not a list"]
+    for entry in counted:
+        problems += validate_counted(entry)
     passed = {entry.get("id") for entry in entries if entry.get("outcome") == "passed"}
+    names = [bench.get("name", "?") for bench in (*run.get("benchmarks", ()), *counted)]
     for bench in run.get("benchmarks", ()):
-        name = bench.get("name", "?")
         problems += validate_case(bench)
-        if name not in passed:
-            problems.append(f"{name}: measured, but not passed in perf_cases")
-    measured = {bench.get("name") for bench in run.get("benchmarks", ())}
+    problems += [f"{name}: measured, but not passed in perf_cases" for name in names if name not in passed]
+    measured = {*names}
+    problems += [f"{name}: measured twice" for name in sorted(measured) if names.count(name) > 1]
     return problems + [f"{name}: passed in perf_cases, but not measured" for name in sorted(passed - measured)]
 
 
@@ -223,6 +246,21 @@ def validate_case(bench: Mapping[str, Any]) -> list[str]:
         problems.append(f"{name}: stats.data: no raw rounds")
     elif info["control"] is not None and len(info["control"]["rounds_seconds"]) != len(data):
         problems.append(f"{name}: control has {len(info['control']['rounds_seconds'])} rounds for {len(data)}")
+    return problems
+
+
+def validate_counted(entry: Mapping[str, Any]) -> list[str]:
+    """Check one entry of the run's ``perf_counted``, a case that was counted without timing; return the problems."""
+    name = entry.get("name", "?")
+    problems = list(validate(entry.get("params"), PARAMS, f"{name}: params"))
+    problems += validate(entry.get("extra_info"), COUNTED_INFO, f"{name}: extra_info")
+    if "stats" in entry:
+        problems.append(f"{name}: stats: in perf_counted nothing is timed")
+    info = entry.get("extra_info")
+    if isinstance(info, Mapping) and not problems:
+        if info["schema_version"] != SCHEMA_VERSION:
+            problems.append(f"{name}: schema_version {info['schema_version']}, expected {SCHEMA_VERSION}")
+        problems += [f"{name}: {key}: recorded, but nothing is timed" for key in TIMED_ONLY if info[key] is not None]
     return problems
 
 

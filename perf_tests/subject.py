@@ -11,7 +11,7 @@ import torch
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 from .audio import SAMPLING_RATE, Speech
-from .cases import CHECKPOINTS, SETTINGS, Cell
+from .cases import CHECKPOINTS, MEL_FRAMES, SETTINGS, Cell
 from .models import Weights
 from .vocabulary import vocabulary_of
 
@@ -126,6 +126,11 @@ def clear_frames(error: BaseException | None) -> None:
         for frame, _ in traceback.walk_tb(error.__traceback__):
             frame.f_locals  # noqa: B018
         error = error.__cause__ or error.__context__
+
+
+def make_empty_features(cell: Cell) -> torch.Tensor:
+    """Zeros in place of the features, for rounds that are not computed."""
+    return torch.zeros(SETTINGS[cell.setting].batch_size, CHECKPOINTS[cell.checkpoint].mel_bins, MEL_FRAMES)
 
 
 def make_features(cell: Cell, speech: Speech) -> torch.Tensor:

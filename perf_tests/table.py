@@ -2,12 +2,15 @@
 
 import io
 import shutil
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from .cases import SETTINGS
 from .journal import Entry
 from .schema import HARMFUL_THROTTLE_REASONS
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 FOREIGN_LOAD_CORES = 0.2
 LEAST_WIDTH = 132
@@ -19,6 +22,10 @@ def describe_result(entry: Entry) -> str:
     if entry.benchmark is None:
         return f"{entry.outcome.upper()}: {entry.reason}" if entry.reason else entry.outcome
     info = entry.benchmark["extra_info"]
+    if "stats" not in entry.benchmark:
+        counts = f"{info['aten_op_count']:,} ops, {format_flops(info['flop_count'])}"
+        peak = info["peak_memory_allocated_bytes"]
+        return counts if peak is None else f"{counts}, {format_bytes(peak)}"
     parts = [format_seconds(entry.benchmark["stats"]["median"]) + " per round"]
     if info["speedup"]:
         parts.append(format_speedup(info["speedup"]))
@@ -29,7 +36,6 @@ def describe_result(entry: Entry) -> str:
 def render_table(entries: Sequence[Entry], *, colour: bool) -> str:
     """The table of a session's cases, cell by cell, as text for the terminal."""
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
@@ -38,13 +44,34 @@ def render_table(entries: Sequence[Entry], *, colour: bool) -> str:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("tokens", no_wrap=True)
     table.add_column("error / allowed", justify="right", no_wrap=True)
+    return _render(table, entries, _row, colour=colour)
+
+
+def render_counted_table(entries: Sequence[Entry], *, colour: bool) -> str:
+    """The table of a session in which nothing was timed."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("case", no_wrap=True)
+    for name in ("ATen ops", "FLOP", "peak memory", "model memory"):
+        table.add_column(name, justify="right", no_wrap=True)
+    return _render(table, entries, _counted_row, colour=colour)
+
+
+def _render(
+    table: "Table", entries: Sequence[Entry], make_row: Callable[[Entry], Iterable[str]], *, colour: bool
+) -> str:
+    """Fill ``table`` with a row per case, cell by cell, and return it as text with its notes."""
+    from rich.console import Console
+
     cell = None
     for entry in entries:
         group = entry.benchmark["group"] if entry.benchmark else cell
         if cell is not None and group != cell:
             table.add_section()
         cell = group
-        table.add_row(*_row(entry))
+        table.add_row(*make_row(entry))
     width = max(LEAST_WIDTH, shutil.get_terminal_size().columns)
     console = Console(file=io.StringIO(), width=width, force_terminal=colour, no_color=not colour)
     console.print(table, markup=False)
@@ -63,6 +90,12 @@ def format_seconds(seconds: float) -> str:
 def format_bytes(count: int) -> str:
     """Decimal megabytes."""
     return f"{count / MEGABYTE:,.1f} MB"
+
+
+def format_flops(count: int) -> str:
+    """Three digits that count: ``42.2 GFLOP``."""
+    unit, factor = ("TFLOP", 1e12) if count >= 1e12 else ("GFLOP", 1e9)
+    return f"{f'{count / factor:#.3g}'.rstrip('.')} {unit}"
 
 
 def format_speedup(speedup: dict[str, float | None]) -> str:
@@ -92,15 +125,31 @@ def _row(entry: Entry) -> Iterable[str]:
     ]
 
 
+def _counted_row(entry: Entry) -> Iterable[str]:
+    name = entry.id.partition("[")[2].removesuffix("]") or entry.id
+    if entry.benchmark is None:
+        return [name, entry.outcome]
+    info = entry.benchmark["extra_info"]
+    peak = info["peak_memory_allocated_bytes"]
+    return [
+        name,
+        f"{info['aten_op_count']:,}",
+        format_flops(info["flop_count"]),
+        "" if peak is None else format_bytes(peak),
+        format_bytes(info["model_memory_bytes"]),
+    ]
+
+
 def _notes(entries: Sequence[Entry]) -> Iterable[str]:
     for entry in entries:
         if entry.outcome != "passed":
             yield f"{entry.outcome}: {entry.id}: {entry.reason}"
-    settings = {entry.benchmark["params"]["setting"] for entry in entries if entry.benchmark}
+    timed = [entry.benchmark for entry in entries if entry.benchmark and "stats" in entry.benchmark]
+    settings = {benchmark["params"]["setting"] for benchmark in timed}
     if settings:
         counts = ", ".join(f"{name} {SETTINGS[name].rounds}" for name in SETTINGS if name in settings)
         yield f"time: median round times the setting's rounds ({counts}); peak memory includes the weights"
-    states = [entry.benchmark["extra_info"]["device_state"] for entry in entries if entry.benchmark]
+    states = [benchmark["extra_info"]["device_state"] for benchmark in timed]
     if any(map(_shared, states)):
         yield f"! others kept over {FOREIGN_LOAD_CORES} cores busy or used the GPU meanwhile: trust ratios, not times"
     if any(map(_throttled, states)):

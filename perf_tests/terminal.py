@@ -16,7 +16,7 @@ from .machine import find_xformers, version_of
 from .options import PLAN, is_perf_item
 from .plan import SYNTHETIC, Plan
 from .progress import Progress, format_duration
-from .table import describe_result, render_table
+from .table import describe_result, render_counted_table, render_table
 
 PROGRESS = pytest.StashKey[Progress]()
 SPEECH = pytest.StashKey[Speech]()
@@ -43,13 +43,14 @@ def header(plan: Plan, speech: Speech, count: int) -> list[str]:
     if speech.fallback_reason:
         audio += f" ({speech.fallback_reason})"
     seconds = estimate_seconds(plan, cores) * count / len(plan.cases)
+    counting = ", counted and not timed" if plan.counters_only else ""
     depth = ", full-depth rows only" if plan.weights == "pretrained" else ""
     xformers = find_xformers(plan.device)
     return [
         f"perf: on {plan.device} ({where}) in {plan.dtype}, {plan.weights} weights{depth}, {audio}",
         f"perf: {versions}, {xformers.describe()}",
         *([f"perf: {xformers.problem}"] if xformers.problem else []),
-        f"perf: preset {plan.preset} ({plan.preset_reason}): {count} cases, about {format_duration(seconds)}",
+        f"perf: preset {plan.preset} ({plan.preset_reason}): {count} cases{counting}, about {format_duration(seconds)}",
     ]
 
 
@@ -121,7 +122,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     entries: list[Entry] = list(journal.entries.values())
     if entries:
         terminalreporter.section("performance")
-        terminalreporter.write(render_table(entries, colour=terminalreporter.hasmarkup))
+        render = render_counted_table if config.stash[PLAN].counters_only else render_table
+        terminalreporter.write(render(entries, colour=terminalreporter.hasmarkup))
 
 
 def _case_id(name: str) -> str:

@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from .procedure import Procedure, Workspace
     from .subject import Stage
 
-# A library's deprecation must not fail a measurement; the ordinary tests treat warnings as errors.
-pytestmark = pytest.mark.filterwarnings("default")
+# A library's deprecation must not fail a measurement; the ordinary tests treat warnings as errors. Where nothing is
+# timed, pytest-benchmark's fixture is not used, and says so.
+pytestmark = pytest.mark.filterwarnings("default", "ignore::pytest_benchmark.logger.PytestBenchmarkWarning")
 
 
 def test_generate(

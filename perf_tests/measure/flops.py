@@ -4,6 +4,7 @@ A multiplication and an addition are two operations; only products and attention
 here take shapes: those of some operands, then that of the result.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -41,11 +42,16 @@ class Formula(NamedTuple):
     operands: tuple[int, ...]
 
 
-# By namespace, operator and overload ("" for all). oneDNN's fused operators are `mkldnn`'s; where something is
-# added to the product ("binary"), it is the second argument.
+# By namespace, operator and overload ("" for all). The plain products torch knows too, but it takes their arguments
+# apart as trees at every call. oneDNN's fused operators are `mkldnn`'s; where something is added to the product
+# ("binary"), it is the second argument.
 OWN = {
     ("aten", "_scaled_dot_product_flash_attention_for_cpu", ""): Formula(attention_flops, (0, 1, 2)),
     ("aten", "_scaled_dot_product_fused_attention_overrideable", ""): Formula(attention_flops, (0, 1, 2)),
+    ("aten", "mm", ""): Formula(product_flops, (0,)),
+    ("aten", "bmm", ""): Formula(product_flops, (0,)),
+    ("aten", "addmm", ""): Formula(product_flops, (1,)),
+    ("aten", "baddbmm", ""): Formula(product_flops, (1,)),
     ("aten", "mv", ""): Formula(matrix_vector_flops, (0,)),
     ("aten", "dot", ""): Formula(matrix_vector_flops, (0,)),
     ("aten", "addmv", ""): Formula(matrix_vector_flops, (1,)),
@@ -61,10 +67,20 @@ OWN = {
 
 def count_flops(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
     """Operations of one call of a dispatched ``operator``; 0 where there is no formula for it."""
-    namespace, name, overload = str(operator).split(".")
-    own = OWN.get((namespace, name, "")) or OWN.get((namespace, name, overload))
+    own = _own_formula(operator)
     if own is not None:
         output = result[0] if isinstance(result, tuple | list) else result
         return own.compute(*(args[index].shape for index in own.operands), output.shape)
     torchs = flop_registry.get(operator.overloadpacket)
     return int(torchs(*args, **kwargs, out_val=result)) if torchs is not None else 0
+
+
+def has_formula(operator: Any) -> bool:
+    """Whether the operations of a dispatched ``operator`` count: it is a product, a convolution or attention."""
+    return _own_formula(operator) is not None or operator.overloadpacket in flop_registry
+
+
+@functools.cache
+def _own_formula(operator: Any) -> Formula | None:
+    namespace, name, overload = str(operator).split(".")
+    return OWN.get((namespace, name, "")) or OWN.get((namespace, name, overload))

@@ -6,7 +6,7 @@ come from the profiler's memory events, which repeat to the last byte, whatever 
 
 import json
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,17 +26,18 @@ class Memory(NamedTuple):
     peak_reserved: int | None
 
 
-def measure_memory(subject: Subject) -> Memory:
-    """Measure a freshly built ``subject``: one warm-up round, then the round that counts.
+def measure_memory(subject: Subject, warm_up: Callable[[], None] | None = None) -> Memory:
+    """Measure a freshly built ``subject``: one warm-up round (or ``warm_up``), then the round that counts.
 
     What an implementation builds and keeps in the warm-up (fused weights, caches) is part of its peak.
     """
-    return _measure_cuda(subject) if subject.place.device.type == "cuda" else _measure_cpu(subject)
+    measure = _measure_cuda if subject.place.device.type == "cuda" else _measure_cpu
+    return measure(subject, warm_up or subject.run_round)
 
 
-def _measure_cuda(subject: Subject) -> Memory:
+def _measure_cuda(subject: Subject, warm_up: Callable[[], None]) -> Memory:
     device = subject.place.device
-    subject.run_round()
+    warm_up()
     collect_garbage(subject.place)
     torch.cuda.reset_peak_memory_stats(device)
     subject.run_round()
@@ -47,9 +48,9 @@ def _measure_cuda(subject: Subject) -> Memory:
     )
 
 
-def _measure_cpu(subject: Subject) -> Memory:
+def _measure_cpu(subject: Subject, warm_up: Callable[[], None]) -> Memory:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        subject.run_round()
+        warm_up()
         collect_garbage(subject.place)
         with record_function(ROUND):
             subject.run_round()

@@ -39,7 +39,7 @@ def print_rows(results: "Sequence[Result]", console: Console) -> None:
         metric = row.metric
         start = [LABELS[metric] if first else "", row.work.name, row.dtype]
         if result.ratio is None or result.original is None or result.flash is None:
-            table.add_row(*start, "", "", "", f"{row.bar:.2f}", "-", result.reason)
+            table.add_row(*start, "", "", "", f"{row.bar:.2f}", "-", "")
             continue
         form = FORMATS[metric]
         flag = " !" if (result.foreign_cpu_cores or 0) > FOREIGN_LOAD_CORES else ""
@@ -47,6 +47,12 @@ def print_rows(results: "Sequence[Result]", console: Console) -> None:
         values = [form(result.original), form(result.flash) + flag, format_ratio(result.ratio), f"{row.bar:.2f}"]
         table.add_row(*start, *values, met, describe_tokens(result.first_difference))
     console.print(table)
+    left_out: dict[str, list[str]] = {}
+    for result in results:
+        if result.ratio is None and result.reason:
+            left_out.setdefault(result.reason, []).append(f"{result.row.work.name} ({result.row.dtype})")
+    for reason, names in left_out.items():
+        console.print(f"- {'; '.join(dict.fromkeys(names))}: {reason}", highlight=False, markup=False)
     measured = [result for result in results if result.ratio is not None]
     console.print(f"{sum(bool(result.met) for result in measured)} of {len(measured)} bars met", highlight=False)
     if any((result.foreign_cpu_cores or 0) > FOREIGN_LOAD_CORES for result in results):

@@ -21,9 +21,11 @@ class Parser(argparse.ArgumentParser):
         raise BadInputError(f"{message} (--help says what there is)")
 
 
-def make_parser(command: str, description: str) -> Parser:
-    """A command's parser, with ``--storage``."""
+def make_parser(command: str, description: str, *, storage: bool = True) -> Parser:
+    """A command's parser, with ``--storage`` if it reads saved runs."""
     parser = Parser(prog=f"python -m perf_tests {command}", description=description, allow_abbrev=False)
+    if not storage:
+        return parser
     parser.add_argument(
         "--storage",
         default=DEFAULT_STORAGE,

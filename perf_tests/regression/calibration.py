@@ -1,4 +1,4 @@
-"""Reading a machine's calibrated noise from the store.
+"""A machine's calibrated noise in the store: how it is written, and read.
 
 ``$PERF_STORE/calibrations/<digest of the fingerprint>.json``, one file per machine and library versions:
 
@@ -11,28 +11,29 @@
             "test_generate[tiny.en-4-single-flash]": {
                 "case_definition": "7faea0f42648",
                 "runs": 12,                                             # how many runs of unchanged code
-                "noise": 0.021,
+                "noise": 0.021,                                         # noise.py says what they are
                 "smallest_visible_change": 0.034
             }, …
         }
     }
 
-``noise`` is the relative change of the control-corrected time between two runs of unchanged code that 95 of 100 pairs
-of runs stay below; ``smallest_visible_change`` the relative slowdown that the gate finds with 95 % power. Only
-``noise`` decides anything here. A case that is not in the file, or is in it with another definition, has the
+Only ``noise`` decides anything. A case that is not in the file, or is in it with another definition, has the
 default noise.
 """
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from perf_tests.plan import BadInputError
 
 from .fingerprint import digest, fingerprint_of
-from .store import store_path
+from .noise import CaseNoise
+from .runs import Run
+from .store import store_path, write_file
 from .text import clean
 from .thresholds import DEFAULT_NOISE
 
@@ -61,6 +62,29 @@ class Calibration(NamedTuple):
 def calibration_path(machine_info: Mapping[str, Any]) -> Path:
     """The file of the calibration of the machine that ``machine_info`` describes."""
     return store_path() / "calibrations" / f"{digest(fingerprint_of(machine_info))}.json"
+
+
+def write_calibration(runs: Sequence[Run], cases: Mapping[str, CaseNoise]) -> Path:
+    """Write the noise of ``cases``, measured in ``runs``; cases of an earlier calibration that are not in it stay.
+
+    Raises:
+        BadInputError: it cannot be written, or what is there cannot be read.
+    """
+    first = runs[0]
+    path = calibration_path(first.machine_info)
+    read_calibration(first.machine_info)  # refuses what would be lost
+    entries = json.loads(path.read_bytes())["cases"] if path.exists() else {}
+    for case_id, noise in cases.items():
+        entries[case_id] = {"case_definition": first.records[case_id].definition["case_definition"], **noise._asdict()}
+    document = {
+        "calibration_version": CALIBRATION_VERSION,
+        "fingerprint": fingerprint_of(first.machine_info),
+        "datetime": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": first.commit,
+        "cases": entries,
+    }
+    write_file(path, (json.dumps(document, indent=4) + "\n").encode())
+    return path
 
 
 def read_calibration(machine_info: Mapping[str, Any]) -> Calibration:

@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from .calibration import Calibration, Noise, read_calibration
+from .fingerprint import SPEED_ONLY
 from .judging import UNCORRECTED, judge_case
 from .pairs import Pair, pair_runs
 from .runs import Run
@@ -76,8 +77,9 @@ def compare_runs(
     Raises:
         BadInputError: the runs cannot be compared; one line that says why.
     """
-    timed = TIME in rules.kinds
-    pairs, differences = pair_runs(base, head, allow, timed=timed)
+    counted = base.counted and head.counted
+    timed = TIME in rules.kinds and not counted
+    pairs, differences = pair_runs(base, head, (*allow, *(SPEED_ONLY if counted else ())), timed=TIME in rules.kinds)
     calibrations = [read_calibration(run.machine_info) for run in (base, head)] if timed else []
     cases = tuple(judge_case(pair, rules, noise_of(pair, calibrations)) for pair in pairs)
     verdict = worst_of(case.verdict for case in cases)
@@ -100,6 +102,10 @@ def compare_runs(
     ]
     if differences:
         notes.append(f"compared although the machines differ: {', '.join(map(str, differences))}")
+    both = sum(pair.base.counted and pair.head.counted for pair in pairs if pair.base and pair.head)
+    if both and TIME in rules.kinds:
+        what = count_of(both, "case")
+        notes.append(f"{what}: counted without timing by both runs (--perf-counters-only): no time or parity to judge")
     notes += _calibration_notes(cases, pairs, calibrations)
     notes += _drift_notes(cases, pairs)
     return Comparison(base.describe(), head.describe(), verdict, code, cases, tuple(notes))

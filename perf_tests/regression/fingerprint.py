@@ -26,6 +26,9 @@ FINGERPRINT = (
     "tf32_cudnn",
 )
 
+# Of these, what exact counters and an allocator's peak do not depend on, in runs that were not timed.
+SPEED_ONLY = ("cpu.brand_raw", "python_version")
+
 Scalar = str | int | float | bool | None
 
 

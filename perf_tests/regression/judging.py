@@ -1,8 +1,9 @@
 """Judging one case: its time, its exact numbers, its parity."""
 
+import math
 from collections.abc import Iterator
 
-from perf_tests.schema import EXTRA_INFO, HARMFUL_THROTTLE_REASONS
+from perf_tests.schema import COUNTED_INFO, EXTRA_INFO, HARMFUL_THROTTLE_REASONS
 
 from .calibration import Noise
 from .pairs import Pair
@@ -21,6 +22,8 @@ from .verdicts import CaseResult, Finding, Verdict, conclude
 
 UNCORRECTED = "uncorrected time"
 OPTIONAL = frozenset(field.name for field in EXTRA_INFO if field.nullable)
+OPTIONAL_COUNTED = frozenset(field.name for field in COUNTED_INFO if field.nullable)
+COUNTING = "--perf-counters-only"
 NOT_MEASURED = "passed in perf_cases, but nothing measured was saved"
 
 
@@ -43,7 +46,7 @@ def judge_case(pair: Pair, rules: Rules, noise: Noise) -> CaseResult:
         exact = [*MEMORY] if "memory" in rules.kinds else []
         exact += COUNTERS if "counters" in rules.kinds else ()
         findings += [f for metric in exact if (f := _judge_exact(base, head, metric, rules)) is not None]
-        if PARITY in rules.kinds:
+        if PARITY in rules.kinds and not (base.counted and head.counted):
             findings.append(_judge_parity(base, head))
     return conclude(pair.id, findings)
 
@@ -63,6 +66,13 @@ def _judge_new(case_id: str, base: Record | None, head: Record) -> CaseResult:
 
 
 def _judge_time(base: Record, head: Record, practical: float, noise: Noise) -> Iterator[Finding]:
+    if base.counted or head.counted:
+        if not base.counted:
+            reason = f"time: measured by BASE, not by HEAD ({COUNTING}); --only counters compares the rest"
+            yield Finding(TIME, Verdict.MISSING, reason)
+        elif not head.counted:
+            yield Finding(TIME, None, f"time: not measured by BASE ({COUNTING})")
+        return
     raw = uncorrected_change(base.seconds, head.seconds)
     text = f"{UNCORRECTED} {percent(raw)}"
     if not base.control_seconds and not head.control_seconds:
@@ -84,10 +94,14 @@ def _judge_time(base: Record, head: Record, practical: float, noise: Noise) -> I
 
 
 def _judge_corrected(base: Record, head: Record, practical: float, noise: Noise) -> Finding:
-    change = corrected_change(Rounds(base.control_seconds, base.seconds), Rounds(head.control_seconds, head.seconds))
-    allowed = max(practical, noise.noise)
+    ours, theirs = (Rounds(run.control_seconds, run.seconds, run.process_rounds) for run in (base, head))
+    change = corrected_change(ours, theirs)
+    # Noise is what one process differs by from another: the mean of several has less of it.
+    processes = min(max(1, len(run.process_rounds)) for run in (base, head))
+    of_machine = noise.noise / math.sqrt(processes)
+    allowed = max(practical, of_machine)
     verdict = time_verdict(change, allowed)
-    source = f"noise {percent(noise.noise, sign=False)}" if noise.noise > practical else "threshold"
+    source = f"noise {percent(of_machine, sign=False)}" if of_machine > practical else "threshold"
     reason = f"time {show_change(change)} by the control's measure, allowed {percent(allowed)} ({source})"
     if change.low is None:
         pairs = f"{len(base.seconds)} and {len(head.seconds)}"
@@ -144,7 +158,7 @@ def _disturbances(base: Record, head: Record) -> Iterator[str]:
 def _judge_exact(base: Record, head: Record, metric: str, rules: Rules) -> Finding | None:
     ours, theirs = base.exact.get(metric), head.exact.get(metric)
     if ours is None and theirs is None:
-        if metric in OPTIONAL:
+        if metric in (OPTIONAL_COUNTED if base.counted and head.counted else OPTIONAL):
             return None
         return Finding(metric, Verdict.AMBIGUOUS, f"{metric}: recorded by neither run")
     if theirs is None:

@@ -44,10 +44,12 @@ def merge_runs(runs: list[Run]) -> dict[str, Any]:
             raise BadInputError(f"{names}: unlike machines: {', '.join(map(str, unlike))}")
         if (one.commit, one.dirty) != (other.commit, other.dirty):
             raise BadInputError(f"{names}: made of different commits, {_commit(one)} and {_commit(other)}")
+    counted = [entry for run in runs for entry in run.document.get("perf_counted", [])]
     return {
         **first.document,
         "benchmarks": [bench for run in runs for bench in run.document["benchmarks"]],
         "perf_cases": [entry for run in runs for entry in run.document["perf_cases"]],
+        **({"perf_counted": counted} if counted else {}),
     }
 
 

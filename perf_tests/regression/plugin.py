@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import pytest
 from pytest_benchmark.utils import get_tag, safe_dumps
 
-from perf_tests.options import is_perf_item
+from perf_tests.options import PLAN, is_perf_item
 from perf_tests.plan import BadInputError
 
 from .comparison import Comparison, compare_runs
 from .config import find_config, read_config
-from .fingerprint import differences
+from .fingerprint import SPEED_ONLY, differences, without
 from .runs import Run, parse_run, read_run
 from .store import baseline_names, baseline_path
 from .text import clean
@@ -87,7 +87,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     benchmarks: Any = config._benchmarksession  # type: ignore[attr-defined]  # pytest-benchmark's, on purpose
     # As it will be saved: torch's version, say, is no plain text before.
     machine_info = json.loads(safe_dumps(benchmarks.get_machine_info()))  # type: ignore[no-untyped-call]
-    unlike = differences(config.stash[GATE].baseline.machine_info, machine_info)
+    baseline, counted = config.stash[GATE].baseline, config.stash[PLAN].counters_only
+    if counted and not baseline.counted:
+        raise pytest.UsageError(
+            f"{OPTION} {config.getoption('perf_fail_on')}: timed, and --perf-counters-only is not: promote a run of it"
+        )
+    unlike = without(differences(baseline.machine_info, machine_info), SPEED_ONLY if counted else ())
     if unlike:
         name = config.getoption("perf_fail_on")
         raise pytest.UsageError(f"{OPTION} {name}: made on an unlike machine: {', '.join(map(str, unlike))}")

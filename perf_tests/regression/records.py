@@ -30,10 +30,12 @@ class Parity(NamedTuple):
 
 
 class Record(NamedTuple):
-    """A case of a run. ``measured`` is false where there is nothing but an outcome.
+    """A case of a run.
 
+    ``measured`` is false where there is nothing but an outcome, ``counted`` true where nothing was timed on purpose.
     ``seconds`` are the rounds, ``control_seconds`` the control's, paired with them; both empty where times were not
-    looked at. ``definition`` holds ``case_definition`` and the keys of ``DEFINITION``, empty in a plain record.
+    looked at. ``process_rounds`` says how many of them each process measured, empty where there was but one.
+    ``definition`` holds ``case_definition`` and the keys of ``DEFINITION``, empty in a plain record.
     """
 
     id: str
@@ -41,11 +43,13 @@ class Record(NamedTuple):
     reason: str | None
     measured: bool = False
     plain: bool = False
+    counted: bool = False
     implementation: str | None = None
     definition: Mapping[str, object] = {}
     seconds: tuple[float, ...] = ()
     control: str | None = None
     control_seconds: tuple[float, ...] = ()
+    process_rounds: tuple[int, ...] = ()
     exact: Mapping[str, int | None] = {}
     parity: Parity | None = None
     foreign_cpu_cores: float | None = None
@@ -77,6 +81,7 @@ def read_record(name: str, outcome: str, reason: str | None, bench: Mapping[str,
         return record
     if timed:
         record = _with_control(record, info.get("control"))
+        record = record._replace(process_rounds=_read_process_rounds(record, info.get("process_rounds")))
     params = bench.get("params")
     implementation = params.get("implementation") if isinstance(params, Mapping) else None
     state = info.get("device_state")
@@ -127,6 +132,16 @@ def _with_control(record: Record, control: object) -> Record:
     if len(seconds) != len(record.seconds):
         raise Unreadable(f"{record.id}: {len(seconds)} control rounds cannot pair with {len(record.seconds)} rounds")
     return record._replace(control=str(control.get("implementation")), control_seconds=seconds)
+
+
+def _read_process_rounds(record: Record, value: object) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    counts = [_read_count(f"{record.id}: process_rounds", item) for item in value] if isinstance(value, list) else []
+    rounds = tuple(count for count in counts if count)
+    if len(rounds) != len(counts) or sum(rounds) != len(record.seconds):
+        raise Unreadable(f"{record.id}: process_rounds: {value!r:.60} does not divide {len(record.seconds)} rounds")
+    return rounds
 
 
 def _read_times(name: str, values: list[Any]) -> tuple[float, ...]:

@@ -1,7 +1,7 @@
 """Reading a saved run, and refusing one that cannot be judged. Only what the gate uses is looked at and checked."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,12 @@ class Run(NamedTuple):
     records: Mapping[str, Record]
     plain: bool
     document: Mapping[str, Any]
+
+    @property
+    def counted(self) -> bool:
+        """Whether all that it measured was counted on purpose without timing (``--perf-counters-only``)."""
+        ran = [record for record in self.records.values() if record.ran]
+        return bool(ran) and all(record.counted for record in ran)
 
     def describe(self) -> str:
         """One line for people: ``0001_… (commit 28b7c31fc5, 2026-11-24 10:42, 12 cases)``."""
@@ -119,6 +125,8 @@ def _read_records(document: Mapping[str, Any], timed: bool) -> tuple[bool, dict[
         if bench["name"] in measured:
             raise Unreadable(f"{bench['name']}: measured twice in one run")
         measured[bench["name"]] = bench
+    counted = _read_counted(document, measured)
+    measured |= counted
     ours = {name for name, bench in measured.items() if "schema_version" in _mapping(bench.get("extra_info"))}
     for name in measured:
         if name in ours:
@@ -132,13 +140,31 @@ def _read_records(document: Mapping[str, Any], timed: bool) -> tuple[bool, dict[
     if unlisted:
         raise Unreadable(f"{unlisted[0]}: measured, but not in perf_cases")
     records = {
-        name: read_record(name, outcome, reason, measured.get(name), timed)
+        name: read_record(name, outcome, reason, measured.get(name), timed and name not in counted)._replace(
+            counted=name in counted
+        )
         for name, (outcome, reason) in selected.items()
     }
     for name, bench in measured.items():
         if name not in records:  # a benchmark of something else, in the same session
             records[name] = read_record(name, "passed", None, bench, timed)
     return False, records
+
+
+def _read_counted(document: Mapping[str, Any], timed: Collection[str]) -> dict[str, Mapping[str, Any]]:
+    """The cases that were counted without timing, by name: the suite's own records, without ``stats``."""
+    entries = document.get("perf_counted", [])
+    if not isinstance(entries, list):
+        raise Unreadable("perf_counted: not a list")
+    counted: dict[str, Mapping[str, Any]] = {}
+    for index, entry in enumerate(entries):
+        name = _mapping(entry).get("name")
+        if not isinstance(name, str) or "schema_version" not in _mapping(entry.get("extra_info")):
+            raise Unreadable(f"perf_counted[{index}]: not a record of the suite with a name")
+        if name in timed or name in counted:
+            raise Unreadable(f"{name}: measured twice in one run")
+        counted[name] = entry
+    return counted
 
 
 def check_version(version: object, name: str) -> None:

@@ -5,6 +5,10 @@ machine. With ``r = log(control / flash)`` of a pair, the change of flash's corr
 ``exp(median(r_base) - median(r_head)) - 1``: positive where flash became slower. Logarithms, because a machine's
 drift multiplies both rounds.
 
+Where several processes measured each run (``ab``), the unit is the process: what is particular to one, where its memory
+lies, say, moves all of its pairs. Then the change is the mean over the processes' medians, with Student's interval:
+paired where both runs have as many processes, since ``ab`` measures them two by two, else Welch's.
+
 Nothing that scipy or numpy is needed for is imported before it is.
 """
 
@@ -13,7 +17,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
-from perf_tests.intervals import CONFIDENCE, RESAMPLES, SEED, paired_ratios
+from perf_tests.intervals import CONFIDENCE, RESAMPLES, SEED, paired_ratios, student_interval
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,17 +39,37 @@ class Change(NamedTuple):
 
 
 class Rounds(NamedTuple):
-    """The rounds of a case in one run, in seconds, each after a round of its control."""
+    """The rounds of a case in one run, in seconds, each beside a round of its control.
+
+    ``process_rounds`` says how many of them each process measured, in their order; empty where there was one process.
+    """
 
     control_seconds: Sequence[float]
     seconds: Sequence[float]
+    process_rounds: Sequence[int] = ()
+
+    def logarithms(self) -> "npt.NDArray[np.float64]":
+        """``log(control / flash)`` of each pair."""
+        import numpy as np
+
+        return np.asarray(np.log(paired_ratios(self.control_seconds, self.seconds)))
+
+    def process_medians(self) -> "npt.NDArray[np.float64]":
+        """The median logarithm of each process."""
+        import numpy as np
+
+        parts = np.split(self.logarithms(), np.cumsum(self.process_rounds)[:-1])
+        return np.asarray([np.median(part) for part in parts])
 
 
 def corrected_change(base: Rounds, head: Rounds) -> Change:
     """Change of flash's time from ``base`` to ``head``, corrected by the control."""
     import numpy as np
 
-    first, second = (np.log(paired_ratios(*rounds)) for rounds in (base, head))
+    if min(len(base.process_rounds), len(head.process_rounds)) > 1:
+        mean, half_width = _between_processes(base.process_medians(), head.process_medians())
+        return Change(_relative(mean), _relative(mean - half_width), _relative(mean + half_width))
+    first, second = base.logarithms(), head.logarithms()
     change = _relative(float(np.median(first) - np.median(second)))
     if not separable(len(first), len(second)):
         return Change(change, None, None)
@@ -69,6 +93,16 @@ def separable(base_pairs: int, head_pairs: int) -> bool:
     run come before all of the other's have a probability of ``2 / C(n + m, n)`` (Mann and Whitney, 1947).
     """
     return 2 / math.comb(base_pairs + head_pairs, head_pairs) <= 1 - CONFIDENCE
+
+
+def _between_processes(first: "npt.NDArray[np.float64]", second: "npt.NDArray[np.float64]") -> tuple[float, float]:
+    """The mean difference of processes' medians, and half the width of its 95 % interval."""
+    from scipy.stats import ttest_ind
+
+    if len(first) == len(second):
+        return student_interval([*(first - second)])
+    interval = ttest_ind(first, second, equal_var=False).confidence_interval(CONFIDENCE)
+    return (interval.low + interval.high) / 2, (interval.high - interval.low) / 2
 
 
 def _bootstrap(first: "npt.NDArray[np.float64]", second: "npt.NDArray[np.float64]") -> tuple[float, float]:

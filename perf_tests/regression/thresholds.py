@@ -11,6 +11,8 @@ KINDS = (TIME, "memory", "counters", PARITY)
 KIND_OF = {TIME: TIME, PARITY: PARITY} | dict.fromkeys(MEMORY, "memory") | dict.fromkeys(COUNTERS, "counters")
 # Relative growth that is allowed; growth of just that much still is.
 DEFAULTS: Mapping[str, float] = {TIME: 0.03, "memory": 0.01, "counters": 0.0}
+# ``ab`` measures both sides now, in several processes each: a smaller change counts.
+AB_DEFAULTS: Mapping[str, float] = {**DEFAULTS, TIME: 0.02}
 # What this machine's noise is taken for where it was not calibrated.
 DEFAULT_NOISE = 0.03
 # A control that moved more says that the machine was another one, whatever the ratio says.
@@ -51,10 +53,12 @@ class Accepted(NamedTuple):
 class Rules(NamedTuple):
     """All that decides a verdict, apart from the runs and the machine's noise.
 
-    ``command_line`` holds a threshold by kind; ``patterns`` and ``accepted`` come from ``pyproject.toml``.
+    ``defaults`` and ``command_line`` hold a threshold by kind; ``patterns`` and ``accepted`` come from
+    ``pyproject.toml``.
     """
 
     kinds: frozenset[str] = frozenset(KINDS)
+    defaults: Mapping[str, float] = DEFAULTS
     command_line: Mapping[str, float] = {}
     patterns: Sequence[Threshold] = ()
     accepted: Sequence[Accepted] = ()
@@ -67,7 +71,7 @@ class Rules(NamedTuple):
         for threshold in reversed(self.patterns):
             if threshold.covers(case_id, metric):
                 return threshold.allowed
-        return DEFAULTS[kind]
+        return self.defaults[kind]
 
     def acceptance(self, case_id: str, metric: str, growth: float) -> Accepted | None:
         """The entry that accepts so much growth, if there is one."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from perf_tests import cases
 from perf_tests.cases import Case
+from perf_tests.schema import TIMED_ONLY
 
 MACHINE = {
     "node": "here",
@@ -22,6 +23,8 @@ MACHINE = {
     "xformers": None,
     "xformers_problem": None,
     "whisper_flash_attention": "0.1.0",
+    "package_path": "/checkout/whisper_flash_attention",
+    "package_hash": "0123456789ab",
     "thread_count": 2,
     "tf32_matmul": False,
     "tf32_cudnn": True,
@@ -42,6 +45,7 @@ def make_bench(case: Case, rng: random.Random, *, rounds: int = 20, spread: floa
         control = {
             "implementation": "original",
             "rounds_seconds": [SECONDS["original"] * slow * rng.gauss(1, spread) for slow in drift],
+            "position": "before",
         }
     setting = cases.SETTINGS[case.setting]
     return {
@@ -70,6 +74,7 @@ def make_bench(case: Case, rng: random.Random, *, rounds: int = 20, spread: floa
             "host_sync_count": None,
             "control": control,
             "speedup": None,
+            "process_rounds": None,
             "parity": {
                 "max_abs_error": 6e-6,
                 "original_max_abs_error": 0.0,
@@ -140,8 +145,18 @@ def make_plain(run: dict[str, Any]) -> dict[str, Any]:
     return run
 
 
+def make_counted(run: dict[str, Any]) -> dict[str, Any]:
+    """The same run as `--perf-counters-only` would have saved it."""
+    run["perf_counted"], run["benchmarks"] = run["benchmarks"], []
+    for bench in run["perf_counted"]:
+        del bench["stats"]
+        bench["extra_info"] |= dict.fromkeys(TIMED_ONLY)
+    return run
+
+
 def bench_of(run: dict[str, Any], name: str) -> dict[str, Any]:
-    return next(bench for bench in run["benchmarks"] if bench["name"] == name)
+    benches = (*run["benchmarks"], *run.get("perf_counted", ()))
+    return next(bench for bench in benches if bench["name"] == name)
 
 
 def info_of(run: dict[str, Any], name: str = FLASH) -> dict[str, Any]:

@@ -77,6 +77,13 @@ def make_baseline(tmp_path: Path, **changes: Any) -> dict[str, Any]:
     return run
 
 
+def test_a_timed_baseline_is_refused_where_nothing_is_timed(session: Session, tmp_path: Path) -> None:
+    make_baseline(tmp_path)
+    result = session("--perf-fail-on", "main", "--perf-counters-only")
+    assert result.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "--perf-fail-on main: timed, and --perf-counters-only is not" in result.stderr
+
+
 def test_the_same_is_no_failure_and_the_run_is_saved(session: Session, tmp_path: Path) -> None:
     make_baseline(tmp_path)
     result = session("--perf-fail-on", "main")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from perf_tests.cases import Case
 from perf_tests.regression import command, merge, promote
 
-from .make_runs import make_run, remove, set_outcome, slow_down
+from .make_runs import make_counted, make_run, remove, set_outcome, slow_down
 
 CASES = [Case("tiny.en", layers, "single", name) for layers in (4, 2) for name in ("original", "flash")]
 IDS = [f"test_generate[{case.id}]" for case in CASES]
@@ -59,7 +59,7 @@ def runs(draw: st.DrawFn) -> dict[str, Any]:
                 run["benchmarks"] = [bench for bench in run["benchmarks"] if bench["name"] != name]
             case "failed" | "skipped" as state:
                 set_outcome(run, name, state, draw(st.none() | st.text(max_size=20)))
-    return run
+    return make_counted(run) if draw(st.integers(0, 3)) == 3 else run
 
 
 @st.composite
@@ -112,7 +112,7 @@ def check(base: Any, head: Any, code: int, report: dict[str, Any]) -> None:
         assert code == 2
         assert not verdicts
         return
-    names = [{bench["name"] for bench in run["benchmarks"]} for run in (base, head)]
+    names = [{record["name"] for record in (*run["benchmarks"], *run.get("perf_counted", ()))} for run in (base, head)]
     for name, verdict in verdicts.items():
         if not all(name in measured for measured in names):
             assert verdict not in GOOD

@@ -1,6 +1,7 @@
 """The change of the corrected time and its interval."""
 
 import math
+from statistics import stdev
 
 import numpy as np
 import pytest
@@ -104,3 +105,37 @@ def test_verdicts_of_a_change(change: Change, verdict: Verdict) -> None:
 )
 def test_patterns(pattern: str, matched: bool) -> None:
     assert matches(pattern, "test_generate[tiny.en-4-single-flash]") == matched
+
+
+def processes(medians: list[float], pairs: int = 5) -> Rounds:
+    """Processes with these medians of log(control / flash)."""
+    logarithms = [median for median in medians for _ in range(pairs)]
+    return Rounds([math.exp(value) for value in logarithms], [1.0] * len(logarithms), [pairs] * len(medians))
+
+
+def test_of_several_processes_the_process_is_the_unit() -> None:
+    base, head = processes([0.50, 0.52, 0.51, 0.49]), processes([0.45, 0.47, 0.46, 0.44])
+    change = corrected_change(base, head)
+    assert change.change == pytest.approx(math.expm1(0.05))
+    assert change.low == pytest.approx(change.high)  # every pair of processes says the same
+
+
+def test_more_rounds_of_the_same_processes_tell_no_more() -> None:
+    medians = [0.50, 0.52, 0.51, 0.49], [0.43, 0.49, 0.48, 0.42]
+    few, many = (corrected_change(*(processes(values, pairs) for values in medians)) for pairs in (5, 50))
+    assert many == pytest.approx(few)
+
+
+def test_processes_that_vary_widen_the_interval() -> None:
+    base = processes([0.50, 0.52, 0.51, 0.49])
+    change = corrected_change(base, processes([0.43, 0.49, 0.48, 0.42]))
+    differences = [0.07, 0.03, 0.03, 0.07]
+    half = stdev(differences) / 2 * 3.182446  # Student's quantile of 97.5 % for 3 degrees of freedom
+    assert change.low == pytest.approx(math.expm1(0.05 - half))
+    assert change.high == pytest.approx(math.expm1(0.05 + half))
+
+
+def test_unlike_numbers_of_processes_are_compared_unpaired() -> None:
+    change = corrected_change(processes([0.50, 0.52, 0.51]), processes([0.45, 0.47, 0.46, 0.44]))
+    assert change.low < change.change < change.high
+    assert change.change == pytest.approx(math.expm1(0.51 - 0.455))

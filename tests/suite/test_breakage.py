@@ -103,10 +103,10 @@ def test_without_a_dead_run_there_is_nothing_to_resume(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "other"), [("commit", "b"), ("sources", "b"), ("gpu.name", "NVIDIA H200"), ("rounds", 5), ("cases", None)]
+    ("key", "other"), [("commit", "b"), ("package", "b"), ("gpu.name", "NVIDIA H200"), ("rounds", 5), ("cases", None)]
 )
 def test_another_run_is_not_resumed(key: str, other: object, tmp_path: Path) -> None:
-    identity = {"commit": "a", "sources": "a", "gpu.name": "NVIDIA H100", "rounds": None}
+    identity = {"commit": "a", "package": "a", "gpu.name": "NVIDIA H100", "rounds": None}
     past = Past(tmp_path / "journal_1.jsonl", CASES, identity, {}, (), alive=False)
     names, now = (CASES[:2], identity) if key == "cases" else (CASES, identity | {key: other})
     assert choose([past], CASES, identity, tmp_path) is past

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from perf_tests.cases import SETTINGS
-from perf_tests.plan import BadInputError, Options, Probes, cpu_computes, make_plan
+from perf_tests.cases import PRESETS, SETTINGS
+from perf_tests.plan import Aim, BadInputError, Options, Probes, cpu_computes, make_plan
 
 CPU = Probes(lambda: False, lambda: 0, lambda dtype: True)
 GPU = Probes(lambda: True, lambda: 2, lambda dtype: True)
@@ -42,6 +42,14 @@ def test_what_is_asked_for_wins() -> None:
     assert {case.checkpoint for case in plan.cases} == {"large-v3"}
 
 
+def test_rounds_are_chosen_for_a_precision_unless_they_are_fixed() -> None:
+    quick = make_plan(Options(), CPU)
+    assert quick.aim_of("single") == Aim(quick.rounds_of("single"), 0.015, PRESETS["quick"].case_budget_seconds)
+    typed = make_plan(Options(precision="0.5%", case_budget="7"), GPU)
+    assert typed.aim_of("batched") == Aim(10, 0.005, 7)
+    assert make_plan(Options(rounds="3"), CPU).aim_of("single") is None
+
+
 def test_pretrained_weights_run_the_full_depth_rows() -> None:
     plan = make_plan(Options(weights="pretrained"), CPU)
     assert {case.decoder_layers for case in plan.cases if case.checkpoint == "tiny.en"} == {4}
@@ -57,6 +65,11 @@ def test_pretrained_weights_run_the_full_depth_rows() -> None:
         (Options(decoder_layers=("99",)), CPU, ["--perf-decoder-layers", "99 is too many"]),
         (Options(decoder_layers=("0",)), CPU, ["--perf-decoder-layers", "0 is too few"]),
         (Options(rounds="-3"), CPU, ["--perf-rounds", "-3 is too few"]),
+        (Options(rounds="5", precision="1"), CPU, ["--perf-precision", "--perf-rounds fixes"]),
+        (Options(rounds="5", case_budget="9"), CPU, ["--perf-case-budget", "--perf-rounds fixes"]),
+        (Options(precision="0"), CPU, ["--perf-precision", "'0'", "above 0"]),
+        (Options(precision="little"), CPU, ["--perf-precision", "'little'", "percentage"]),
+        (Options(case_budget="inf"), CPU, ["--perf-case-budget", "'inf'", "seconds"]),
         (Options(rounds="0"), CPU, ["--perf-rounds", "0 is too few"]),
         (Options(rounds="many"), CPU, ["--perf-rounds", "whole number"]),
         (Options(weights="trained"), CPU, ["--perf-weights", "random, pretrained"]),

@@ -35,6 +35,38 @@ def run() -> dict[str, Any]:
     }
 
 
+@pytest.fixture
+def counted(run: dict[str, Any]) -> dict[str, Any]:
+    """The same run, counted without timing."""
+    run["perf_counted"], run["benchmarks"] = run["benchmarks"], []
+    del run["perf_counted"][0]["stats"]
+    run["perf_counted"][0]["extra_info"] |= dict.fromkeys(schema.TIMED_ONLY)
+    return run
+
+
+def test_a_counted_run_has_null_for_what_timing_gives(counted: dict[str, Any]) -> None:
+    assert validate_run(counted) == []
+    counted["perf_counted"][0]["extra_info"]["peak_memory_allocated_bytes"] = None
+    assert validate_run(counted) == []
+    counted["perf_counted"][0]["extra_info"]["tokens_per_second"] = 2.5
+    (problem,) = validate_run(counted)
+    assert problem.endswith("tokens_per_second: recorded, but nothing is timed")
+
+
+def test_a_counted_run_has_its_counters(counted: dict[str, Any]) -> None:
+    counted["perf_counted"][0]["extra_info"]["aten_op_count"] = None
+    (problem,) = validate_run(counted)
+    assert problem.endswith("aten_op_count: null")
+
+
+def test_a_case_is_timed_or_counted(run: dict[str, Any]) -> None:
+    run["perf_counted"] = copy.deepcopy(run["benchmarks"])
+    run["perf_counted"][0]["extra_info"] |= dict.fromkeys(schema.TIMED_ONLY)
+    problems = validate_run(run)
+    assert any(problem.endswith("stats: in perf_counted nothing is timed") for problem in problems)
+    assert any(problem.endswith("measured twice") for problem in problems)
+
+
 def all_fields(fields: tuple[Field, ...]) -> list[Field]:
     return [found for field in fields for found in (field, *all_fields(field.fields))]
 

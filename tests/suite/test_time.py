@@ -18,11 +18,18 @@ class FakeBenchmark:
         self.calls: list[str] = []
 
     def pedantic(
-        self, target: Callable[[], None], *, setup: Callable[[], None], rounds: int, warmup_rounds: int
+        self,
+        target: Callable[[], None],
+        *,
+        setup: Callable[[], None],
+        teardown: Callable[[], None],
+        rounds: int,
+        warmup_rounds: int,
     ) -> None:
         for _ in range(warmup_rounds + rounds):
             assert setup() is None
             assert target() is None
+            assert teardown() is None
 
 
 def test_every_round_follows_a_control_round() -> None:
@@ -30,6 +37,20 @@ def test_every_round_follows_a_control_round() -> None:
     control = time_rounds(FakeBenchmark(), lambda: log.append("run"), 3, control=lambda: log.append("control"))
     assert log == ["control", "run"] * 4
     assert len(control) == 3
+
+
+def test_the_control_may_come_after() -> None:
+    log: list[str] = []
+    delays = iter([0.2, 0.0, 0.0, 0.0])
+
+    def control() -> None:
+        log.append("control")
+        time.sleep(next(delays))
+
+    seconds = time_rounds(FakeBenchmark(), lambda: log.append("run"), 3, control=control, control_after=True)
+    assert log == ["run", "control"] * 4
+    assert len(seconds) == 3
+    assert max(seconds) < 0.1  # the warm-up's is not kept
 
 
 def test_the_warm_ups_control_is_not_kept() -> None:

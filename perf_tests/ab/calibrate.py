@@ -1,0 +1,153 @@
+"""``python -m perf_tests calibrate``: this machine's noise, case by case, from runs of unchanged code.
+
+Exit codes: 0 where the calibration was written, 2 where it could not be or the session was interrupted.
+"""
+
+import argparse
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from perf_tests.plan import BadInputError
+from perf_tests.regression.arguments import make_parser, run_command
+from perf_tests.regression.calibration import write_calibration
+from perf_tests.regression.fingerprint import differences
+from perf_tests.regression.noise import LEAST_RUNS, CaseNoise, measure_noise
+from perf_tests.regression.records import Record
+from perf_tests.regression.references import FORMS, locate, storage_path
+from perf_tests.regression.runs import Run, read_run
+from perf_tests.regression.text import clean, count_of, percent
+from perf_tests.regression.thresholds import FOREIGN_LOAD_CORES
+
+from .arguments import SESSIONS, at_least, interrupts_end_in_order, split_arguments, tell, with_default
+from .process import Job, measure
+from .trees import WORKING_TREE, digest_of, find_repository, find_revision
+
+RUNS = 10
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command; return its exit code."""
+    own, rest = split_arguments(arguments)
+    return run_command("calibrate", lambda: _calibrate(_parse(own), rest))
+
+
+def _calibrate(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    runs = read_runs(options) if options.runs_from else measure_runs(options, arguments)
+    check_alike(runs)
+    measured, problems = noises_of(runs)
+    for problem in problems:
+        tell("calibrate", problem)
+    if not measured:
+        raise BadInputError(f"no case could be calibrated from {count_of(len(runs), 'run')}")
+    path = write_calibration(runs, measured)
+    _print_table(measured)
+    print(f"{clean(path)}: {count_of(len(measured), 'case')}")
+    return 0
+
+
+def read_runs(options: argparse.Namespace) -> list[Run]:
+    """The saved runs that ``--from`` names."""
+    found = [locate(reference, storage_path(options.storage)) for reference in options.runs_from]
+    return [read_run(run.path, run.name) for run in found]
+
+
+def measure_runs(options: argparse.Namespace, arguments: Sequence[str]) -> list[Run]:
+    """Measure the working tree again and again, each run in a fresh process; one that was interrupted goes on."""
+    repository = find_repository(Path.cwd())
+    arguments = with_default(arguments, "--perf-implementation", "flash")
+    parts = [digest_of(repository, find_revision(repository, WORKING_TREE)), *arguments]
+    name = f"calibrate-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]}"
+    folder = repository / SESSIONS / name
+    runs = []
+    with interrupts_end_in_order(folder):
+        for number in range(1, options.runs + 1):
+            out = folder / f"{number:03}.json"
+            if out.exists() and not options.fresh:
+                runs.append(read_run(out))
+                continue
+            tell("calibrate", f"run {number} of {options.runs}")
+            runs.append(measure(Job(repository, out, arguments=arguments)))
+    return runs
+
+
+def check_alike(runs: Sequence[Run]) -> None:
+    """Refuse runs that are not of one package on one machine.
+
+    Raises:
+        BadInputError: with what two runs differ in.
+    """
+    for run in runs:
+        if run.plain:
+            raise BadInputError(f"{clean(run.name)}: plain pytest-benchmark without the suite's keys")
+    for one, other in pairwise(runs):
+        names = f"{clean(one.name)} and {clean(other.name)}"
+        if one.document == other.document:
+            raise BadInputError(f"{names}: the same run twice")
+        unlike = differences(one.machine_info, other.machine_info)
+        if unlike:
+            raise BadInputError(f"{names}: unlike machines: {', '.join(map(str, unlike))}")
+        if one.machine_info.get("package_hash") != other.machine_info.get("package_hash"):
+            raise BadInputError(f"{names}: another package: noise is that of unchanged code")
+
+
+def noises_of(runs: Sequence[Run]) -> tuple[Mapping[str, CaseNoise], list[str]]:
+    """Each case's noise, and a line for each that has none though it has a control.
+
+    A run in which foreign load was seen beside a case does not count for it: the gate gives no verdict there.
+    """
+    found: dict[str, CaseNoise] = {}
+    problems = []
+    for name in runs[0].records:
+        records = [run.records[name] for run in runs if name in run.records]
+        timed = [record for record in records if record.ran and record.control_seconds]
+        calm = [record for record in timed if not _is_disturbed(record)]
+        if not timed:
+            continue
+        if len({record.definition["case_definition"] for record in calm}) > 1:
+            problems.append(f"{clean(name)}: its definition differs from run to run")
+            continue
+        try:
+            found[name] = measure_noise(calm)
+        except ValueError as error:
+            disturbed = f", {len(timed) - len(calm)} more had foreign load" if len(calm) < len(timed) else ""
+            problems.append(f"{clean(name)}: {error}{disturbed}")
+    return found, problems
+
+
+def _is_disturbed(record: Record) -> bool:
+    return (record.foreign_cpu_cores or 0) > FOREIGN_LOAD_CORES or bool(record.gpu_foreign_processes)
+
+
+def _print_table(measured: Mapping[str, CaseNoise]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("case", overflow="fold")
+    for column in ("runs", "noise", "smallest change that is found"):
+        table.add_column(column, justify="right")
+    for name, noise in measured.items():
+        figures = [percent(value, sign=False) for value in (noise.noise, noise.smallest_visible_change)]
+        table.add_row(Text(clean(name, 80)), str(noise.runs), *figures)
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(
+        "noise: what the time changes by from run to run, by the control's measure, 95 times of 100;\n"
+        "the smallest slowdown that compare finds 95 times of 100, at its default thresholds, in one run of each side"
+    )
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = make_parser("calibrate", "Measure this machine's noise, case by case, from runs of unchanged code.")
+    parser.usage = "%(prog)s [options] [-- pytest arguments]"
+    parser.epilog = "Only flash is measured unless --perf-implementation says otherwise: it alone has a control."
+    add = parser.add_argument
+    add("--runs", type=at_least(LEAST_RUNS), default=RUNS, metavar="N", help=f"how many runs (default: {RUNS})")
+    add("--from", dest="runs_from", nargs="+", metavar="RUN", help=f"take saved runs instead: {FORMS}")
+    add("--fresh", action="store_true", help="measure anew what an interrupted session measured")
+    return parser.parse_args(arguments)

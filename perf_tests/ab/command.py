@@ -1,0 +1,124 @@
+"""``python -m perf_tests ab BASE_REV HEAD_REV``: two commits, measured in turn on this machine now.
+
+Exit codes as ``compare``'s: 0 where nothing got worse, 1 where something did, 2 where that could not be judged or the
+session was interrupted.
+"""
+
+import argparse
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from perf_tests.regression.arguments import make_parser
+from perf_tests.regression.comparison import Comparison, compare_runs
+from perf_tests.regression.config import find_config, read_config
+from perf_tests.regression.gate import add_gate_options, make_rules, run_gate
+from perf_tests.regression.text import count_of
+from perf_tests.regression.thresholds import AB_DEFAULTS, Rules
+
+from .arguments import (
+    SESSIONS,
+    at_least,
+    has_option,
+    interrupts_end_in_order,
+    minutes,
+    split_arguments,
+    tell,
+    with_default,
+)
+from .session import LEAST_BLOCKS, Limits, Pooled, Session, run_session
+from .trees import Revision, digest_of, find_repository, find_revision, make_sides
+
+BLOCKS = 6
+# Many short processes tell more than few long ones, down to where starting one takes as long as measuring.
+CASE_BUDGET_SECONDS = 20
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command; return its exit code."""
+    own, rest = split_arguments(arguments)
+    return run_gate("ab", lambda: _parse(own), lambda options: measure_and_compare(options, rest))
+
+
+def measure_and_compare(options: argparse.Namespace, arguments: Sequence[str]) -> Comparison:
+    """Run or resume the session that ``options`` ask for.
+
+    Raises:
+        BadInputError: something is wrong with what was asked for, a process ended without a run, or the user
+            interrupted; what was measured is on disk.
+    """
+    rules = make_rules(options, read_config(options.config or find_config()), AB_DEFAULTS)
+    repository = find_repository(Path.cwd())
+    base, head = (find_revision(repository, asked) for asked in (options.base, options.head))
+    arguments = with_defaults(arguments)
+    name = session_name(repository, base, head, arguments)
+    folder = options.keep or repository / SESSIONS / name
+    trees = folder / "trees"
+    limits = Limits(options.processes, None if options.budget is None else 60 * options.budget)
+    with interrupts_end_in_order(folder):
+        try:
+            sides = make_sides(repository, base, head, trees)
+            session = Session(name, folder, sides, arguments, partial(tell, "ab"))
+            _prepare(session, fresh=options.fresh)
+            return run_session(session, limits, lambda pooled: _compare(pooled, rules, options.strict))
+        finally:
+            shutil.rmtree(trees, ignore_errors=True)
+
+
+def with_defaults(arguments: Sequence[str]) -> list[str]:
+    """Pytest's arguments, with the defaults of what they leave open."""
+    arguments = with_default(arguments, "--perf-implementation", "flash")
+    if has_option(arguments, "--perf-rounds"):
+        return arguments
+    return with_default(arguments, "--perf-case-budget", f"{CASE_BUDGET_SECONDS:g}")
+
+
+def session_name(repository: Path, base: Revision, head: Revision, arguments: Sequence[str]) -> str:
+    """The folder of the session that measures just this, so that it is found again."""
+    parts = [digest_of(repository, base), digest_of(repository, head), *arguments]
+    return f"ab-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]}"
+
+
+def _prepare(session: Session, *, fresh: bool) -> None:
+    """Say what is measured, and go on from where an earlier session stopped."""
+    base, head = session.sides
+    session.tell(
+        f"base {base.revision} (package {base.package_hash}), head {head.revision} (package {head.package_hash})"
+    )
+    if base.package_hash == head.package_hash:
+        session.tell("both sides have the same package: whatever differs is noise")
+    done = 0 if fresh else session.resume()
+    if done:
+        session.tell(f"what was measured before it was interrupted is kept: {count_of(done, 'run')}")
+
+
+def _compare(pooled: Pooled, rules: Rules, strict: bool) -> Comparison:
+    base, head = pooled.runs()
+    return compare_runs(base, head, rules, strict=strict)
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    description = "Measure two commits in turn, in fresh processes on this machine now, and compare them."
+    parser = make_parser("ab", description, storage=False)
+    parser.usage = "%(prog)s [options] BASE_REV HEAD_REV [-- pytest arguments]"
+    parser.epilog = (
+        "Both sides run HEAD's suite on their own package. Only flash is measured unless --perf-implementation says"
+        " otherwise. An interrupted session goes on with the same command. Exit codes as compare's."
+    )
+    add = parser.add_argument
+    add("base", metavar="BASE_REV", help="a commit, branch or tag; '.' is the working tree")
+    add("head", metavar="HEAD_REV", help="the same")
+    add("--processes", type=at_least(LEAST_BLOCKS), default=BLOCKS, metavar="N", help=f"per side (default: {BLOCKS})")
+    add(
+        "--budget",
+        type=minutes,
+        metavar="MINUTES",
+        help="instead of N processes: go on where a verdict is not settled, until this is spent",
+    )
+    add("--keep", type=Path, metavar="DIR", help=f"the session's folder (default: one below {SESSIONS}/)")
+    add("--fresh", action="store_true", help="measure anew what an interrupted session measured")
+    add_gate_options(parser, AB_DEFAULTS)
+    return parser.parse_args(arguments)

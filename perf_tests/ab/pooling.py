@@ -1,0 +1,84 @@
+"""The runs of several processes as one run: what ``compare`` reads, with the process as its unit.
+
+Rounds are put together in the processes' order, and ``process_rounds`` says which are whose. Exact numbers repeat from
+process to process; where one does not (CUDA's allocator, in places), the middle one counts. Of what can only spoil a
+result, the worst counts: the largest parity error, the most foreign load.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from statistics import median, median_low
+from typing import Any
+
+from perf_tests.intervals import estimate_pooled_speedup
+from perf_tests.regression.records import COUNTERS, MEMORY
+from perf_tests.regression.runs import Run
+
+Bench = dict[str, Any]
+
+
+def pool_runs(runs: Sequence[Run], commit_info: Mapping[str, Any]) -> dict[str, Any]:
+    """One run's document of at least one process's; ``commit_info`` says what was measured.
+
+    A case that failed in one process has failed; one that a later process did not select was measured by the others.
+    """
+    outcomes: dict[str, Any] = {}
+    benches: dict[str, list[Bench]] = {}
+    for run in runs:
+        for entry in run.document["perf_cases"]:
+            if outcomes.get(entry["id"], {"outcome": "passed"})["outcome"] == "passed":
+                outcomes[entry["id"]] = entry
+        for bench in run.document["benchmarks"]:
+            benches.setdefault(bench["name"], []).append(bench)
+    document = copy.deepcopy(dict(runs[0].document))
+    document["commit_info"] = dict(commit_info)
+    document["perf_cases"] = [*outcomes.values()]
+    document["benchmarks"] = [
+        pool_benches(found) for name, found in benches.items() if outcomes[name]["outcome"] == "passed"
+    ]
+    return document
+
+
+def pool_benches(benches: Sequence[Bench]) -> Bench:
+    """One benchmark of the same case in several processes."""
+    pooled = copy.deepcopy(benches[0])
+    if len(benches) == 1:
+        return pooled
+    infos = [bench["extra_info"] for bench in benches]
+    rounds = [bench["stats"]["data"] for bench in benches]
+    seconds = [second for data in rounds for second in data]
+    pooled["stats"] = pooled["stats"] | _summarize(seconds)
+    info = pooled["extra_info"]
+    info["process_rounds"] = [len(data) for data in rounds]
+    for key in (*MEMORY, *COUNTERS):
+        values = [value[key] for value in infos if value[key] is not None]
+        info[key] = median_low(values) if len(values) == len(infos) else None
+    info["parity"] = max((value["parity"] for value in infos), key=lambda parity: float(parity["max_abs_error"]))
+    info["device_state"] = max((value["device_state"] for value in infos), key=_disturbance)
+    info["tokens_per_second"] = median([value["tokens_per_second"] for value in infos])
+    info["real_time_factor"] = median([value["real_time_factor"] for value in infos])
+    if info["control"] is not None:
+        controls = [value["control"] for value in infos]
+        positions = {control["position"] for control in controls}
+        info["control"] = controls[0] | {
+            "rounds_seconds": [second for control in controls for second in control["rounds_seconds"]],
+            "position": positions.pop() if len(positions) == 1 else "both",
+        }
+        pairs = [(control["rounds_seconds"], data) for control, data in zip(controls, rounds, strict=True)]
+        info["speedup"] = estimate_pooled_speedup(pairs)._asdict()
+    return pooled
+
+
+def _summarize(seconds: Sequence[float]) -> dict[str, Any]:
+    """pytest-benchmark's own statistics of all rounds."""
+    from pytest_benchmark.stats import Stats
+
+    stats = Stats()  # type: ignore[no-untyped-call]
+    for second in seconds:
+        stats.update(second)  # type: ignore[no-untyped-call]
+    fields: dict[str, Any] = stats.as_dict()  # type: ignore[no-untyped-call]
+    return fields | {"data": [*seconds]}
+
+
+def _disturbance(state: Mapping[str, Any]) -> tuple[float, float]:
+    return float(state["gpu_foreign_processes"] or 0), float(state["foreign_cpu_cores"])

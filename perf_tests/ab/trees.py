@@ -1,0 +1,139 @@
+"""The trees that the processes of ``ab`` run in.
+
+A suite that runs from HEAD's tree imports HEAD's package, whatever PYTHONPATH says. So each side has a tree of its own:
+that side's ``whisper_flash_attention/`` and, in both, HEAD's suite and everything else. They are plain folders: git is
+only asked for their content, and knows nothing of them that could be left behind.
+"""
+
+import io
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+from typing import NamedTuple
+
+from perf_tests.package import PACKAGE, hash_files, hash_package
+from perf_tests.plan import BadInputError
+from perf_tests.regression.text import clean
+
+WORKING_TREE = "."
+
+
+class Revision(NamedTuple):
+    """What the user asked for: a commit, or the working tree as it is (``dirty`` where it is not its commit)."""
+
+    asked: str
+    commit: str | None
+    dirty: bool
+    working_tree: bool
+
+    def __str__(self) -> str:
+        name = self.commit[:10] if self.commit else "no commit"
+        return f"{name} with uncommitted changes" if self.dirty else name
+
+
+class Side(NamedTuple):
+    """One side's tree, and the hash of the package in it."""
+
+    name: str
+    revision: Revision
+    tree: Path
+    package_hash: str
+
+
+def find_repository(start: Path) -> Path:
+    """The checkout around ``start``.
+
+    Raises:
+        BadInputError: there is none, or it is no checkout of this project.
+    """
+    root = Path(_git(start, "rev-parse", "--show-toplevel").decode().strip())
+    for part in ("perf_tests", PACKAGE):
+        if not (root / part).is_dir():
+            raise BadInputError(f"{clean(root)}: no {part}/ there; run this from a checkout of the project")
+    return root
+
+
+def find_revision(repository: Path, asked: str) -> Revision:
+    """The commit that ``asked`` means; ``.`` is the working tree.
+
+    Raises:
+        BadInputError: git knows no such commit.
+    """
+    if asked == WORKING_TREE:
+        dirty = bool(_git(repository, "status", "--porcelain").strip())
+        return Revision(asked, _commit(repository, "HEAD"), dirty, working_tree=True)
+    commit = _commit(repository, asked)
+    if commit is None:
+        raise BadInputError(f"{clean(asked)}: no such commit; give a commit, a branch, a tag, or '.' for this tree")
+    return Revision(asked, commit, dirty=False, working_tree=False)
+
+
+def make_sides(repository: Path, base: Revision, head: Revision, folder: Path) -> tuple[Side, Side]:
+    """Make both trees below ``folder``, anew.
+
+    Raises:
+        BadInputError: a revision has no package.
+    """
+    sides = []
+    for name, revision in (("base", base), ("head", head)):
+        tree = folder / name
+        if tree.exists():
+            shutil.rmtree(tree)
+        fill(tree, repository, head)
+        if revision is not head:
+            shutil.rmtree(tree / PACKAGE, ignore_errors=True)
+            fill(tree, repository, revision, PACKAGE)
+        if not (tree / PACKAGE / "__init__.py").is_file():
+            raise BadInputError(f"{clean(revision.asked)}: has no {PACKAGE}/")
+        sides.append(Side(name, revision, tree, hash_package(tree / PACKAGE)))
+    return sides[0], sides[1]
+
+
+def fill(tree: Path, repository: Path, revision: Revision, part: str = ".") -> None:
+    """Put ``revision``'s files into ``tree``, or those below ``part`` alone."""
+    tree.mkdir(parents=True, exist_ok=True)
+    if not revision.working_tree:
+        try:
+            archive = _git(repository, "archive", "--format=tar", str(revision.commit), "--", part)
+        except BadInputError:
+            raise BadInputError(f"{clean(revision.asked)}: has no {part}/") from None
+        with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+            files.extractall(tree, filter="data")
+        return
+    for source in list_files(repository, part):
+        if source.is_symlink() or source.is_file():
+            target = tree / source.relative_to(repository)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target, follow_symlinks=False)
+
+
+def digest_of(repository: Path, revision: Revision) -> str:
+    """What tells a revision's content: its commit, or a hash of the working tree's files."""
+    if not revision.working_tree:
+        return str(revision.commit)
+    return hash_files(repository, filter(Path.is_file, list_files(repository)))
+
+
+def list_files(repository: Path, part: str = ".") -> list[Path]:
+    """The working tree's files below ``part`` that git tracks or would: some may have been deleted."""
+    listed = _git(repository, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", part)
+    return [repository / name for name in listed.decode(errors="surrogateescape").split("\0") if name]
+
+
+def _commit(repository: Path, asked: str) -> str | None:
+    try:
+        found = _git(repository, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{asked}^{{commit}}")
+    except BadInputError:
+        return None
+    return found.decode().strip()
+
+
+def _git(folder: Path, *arguments: str) -> bytes:
+    try:
+        return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, check=True).stdout
+    except FileNotFoundError:
+        raise BadInputError("git is not installed, and two commits cannot be had without it") from None
+    except subprocess.CalledProcessError as error:
+        lines = error.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {error.returncode}"]
+        raise BadInputError(f"git {arguments[0]}: {clean(lines[0])}") from None

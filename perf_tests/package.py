@@ -1,0 +1,23 @@
+"""Which ``whisper_flash_attention`` a process measures: a hash of its code. Imports no torch."""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+PACKAGE = "whisper_flash_attention"
+
+
+def hash_package(folder: Path) -> str:
+    """A short hash of the names and contents of a package's Python files; ``folder`` is the package's."""
+    return hash_files(folder, folder.rglob("*.py"))
+
+
+def hash_files(folder: Path, paths: Iterable[Path]) -> str:
+    """A short hash of the names (relative to ``folder``) and contents of ``paths``, in whatever order they come."""
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        content = path.read_bytes()
+        name = path.relative_to(folder).as_posix()
+        digest.update(f"{name}\0{len(content)}\0".encode(errors="surrogateescape"))
+        digest.update(content)
+    return digest.hexdigest()[:12]

@@ -1,0 +1,113 @@
+"""What the commands that give verdicts share: thresholds as options, the report's files, the ways they end."""
+
+import argparse
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from perf_tests.plan import BadInputError
+
+from .arguments import percentage, run_command
+from .comparison import Comparison
+from .config import Config
+from .runs import parse_document, read_bytes
+from .store import write_file
+from .text import clean
+from .thresholds import DEFAULTS, KINDS, TIME, Rules
+from .verdicts import COULD_NOT_JUDGE
+
+
+def add_gate_options(parser: argparse.ArgumentParser, defaults: Mapping[str, float]) -> None:
+    """Add thresholds, whose ``defaults`` are by kind, and the report's files."""
+    add = parser.add_argument
+    add("--json", type=Path, metavar="FILE", help="write the verdicts as JSON")
+    add("--markdown", type=Path, metavar="FILE", help="write the report as Markdown")
+    add("--strict", action="store_true", help="AMBIGUOUS ends with 1 too")
+    add("--only", action="append", choices=KINDS, metavar="KIND", help=f"judge only this one of {', '.join(KINDS)}")
+    what = {TIME: "slower than this by the control's measure", "memory": "growth above this", "counters": "the same"}
+    for kind, default in defaults.items():
+        text = f"{what[kind]} is a regression (default: {100 * default:g})"
+        add(f"--{kind}-threshold", type=percentage, metavar="PERCENT", help=text)
+    add("--config", type=Path, metavar="FILE", help="another pyproject.toml with a [tool.perf_tests] table")
+
+
+def make_rules(options: argparse.Namespace, config: Config, defaults: Mapping[str, float] = DEFAULTS) -> Rules:
+    """The rules from the command line and ``pyproject.toml``."""
+    typed = {kind: getattr(options, f"{kind}_threshold") for kind in defaults}
+    return Rules(
+        kinds=frozenset(options.only or KINDS),
+        defaults=defaults,
+        command_line={kind: allowed for kind, allowed in typed.items() if allowed is not None},
+        patterns=config.thresholds,
+        accepted=config.accepted,
+    )
+
+
+def run_gate(
+    command: str, parse: Callable[[], argparse.Namespace], judge: Callable[[argparse.Namespace], Comparison]
+) -> int:
+    """Parse, judge, report; return the exit code.
+
+    What is refused is one line on standard error, and a refusal in ``--json``: an older verdict there would be taken
+    for this one.
+    """
+
+    def run() -> int:
+        options = parse()
+        _check_outputs([path for path in (options.json, options.markdown) if path is not None])
+        try:
+            comparison = judge(options)
+        except BadInputError as error:
+            if options.json is not None:
+                _write_json(options.json, refusal(error))
+            raise
+        return _report(comparison, options)
+
+    return run_command(command, run)
+
+
+def refusal(error: BadInputError) -> dict[str, Any]:
+    """What ``--json`` holds where nothing could be compared."""
+    return {"verdict": "REFUSED", "exit_code": COULD_NOT_JUDGE, "notes": [clean(error, 2000)], "cases": []}
+
+
+def _report(comparison: Comparison, options: argparse.Namespace) -> int:
+    if options.json is not None:
+        _write_json(options.json, comparison.to_json())
+    if options.markdown is not None:
+        from .markdown import to_markdown
+
+        write_file(options.markdown, to_markdown(comparison).encode())
+    from .terminal import print_comparison
+
+    print_comparison(comparison)
+    return comparison.exit_code
+
+
+def _write_json(path: Path, report: Mapping[str, Any]) -> None:
+    """Strict JSON in ASCII."""
+    write_file(path, (json.dumps(report, indent=2, allow_nan=False) + "\n").encode())
+
+
+def _check_outputs(outputs: list[Path]) -> None:
+    """A slip of the keyboard must not cost a run.
+
+    Raises:
+        BadInputError: an output is a saved run, a folder, or both outputs are one file.
+    """
+    for path in outputs:
+        if path.is_dir():
+            raise BadInputError(f"{clean(path)}: a folder; give a file to write the report to")
+        if path.is_file() and _is_run(path):
+            raise BadInputError(f"{clean(path)}: a saved run; write the report somewhere else")
+    if len({path.resolve() for path in outputs}) < len(outputs):
+        raise BadInputError("--json and --markdown: the same file twice")
+
+
+def _is_run(path: Path) -> bool:
+    try:
+        parse_document(read_bytes(path), path)
+    except BadInputError:
+        return False
+    return True

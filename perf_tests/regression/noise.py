@@ -1,0 +1,62 @@
+"""A case's noise on a machine, from runs of unchanged code: what its calibration holds.
+
+Every two of the runs are compared as ``compare`` would, in either order. ``noise`` is what 95 of 100 of these changes
+stay below. A slowdown moves all of a pair's figures, as logarithms, by the same amount; so for each two runs the
+smallest one that would have been found is known without slowing anything, and ``smallest_visible_change`` is what 95 of
+100 of them stay below.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import combinations
+from typing import NamedTuple
+
+from .records import Record
+from .statistics import Rounds, corrected_change
+from .thresholds import DEFAULTS, TIME
+
+POWER = 0.95
+# With fewer, the pairs of runs are too few for a 95th percentile: 6 runs make 30.
+LEAST_RUNS = 6
+
+
+class CaseNoise(NamedTuple):
+    """A case's noise, relative, from ``runs`` runs, and the smallest slowdown that is found with 95 % power."""
+
+    runs: int
+    noise: float
+    smallest_visible_change: float
+
+
+class _Compared(NamedTuple):
+    """The change of one run to another, and its interval's lower end, as logarithms."""
+
+    change: float
+    low: float
+
+
+def measure_noise(records: Sequence[Record]) -> CaseNoise:
+    """The noise of a case that was measured with a control in each of ``records``, by the default thresholds.
+
+    Raises:
+        ValueError: the runs are fewer than ``LEAST_RUNS``, or their rounds too few for an interval.
+    """
+    import numpy as np
+
+    if len(records) < LEAST_RUNS:
+        raise ValueError(f"{len(records)} runs; at least {LEAST_RUNS} are needed")
+    rounds = [Rounds(record.control_seconds, record.seconds, record.process_rounds) for record in records]
+    compared = [both for one, other in combinations(rounds, 2) for both in _compare(one, other)]
+    noise = math.expm1(float(np.quantile([abs(each.change) for each in compared], POWER)))
+    allowed = math.log1p(max(noise, DEFAULTS[TIME]))
+    visible = [max(allowed - each.change, -each.low) for each in compared]
+    return CaseNoise(len(records), noise, math.expm1(float(np.quantile(visible, POWER))))
+
+
+def _compare(one: Rounds, other: Rounds) -> tuple[_Compared, _Compared]:
+    """Both orders of two runs: turned round, a change and its interval change their sign."""
+    change = corrected_change(one, other)
+    if change.low is None or change.high is None:
+        raise ValueError(f"{len(one.seconds)} and {len(other.seconds)} pairs are too few for an interval")
+    middle, low, high = (math.log1p(value) for value in (change.change, change.low, change.high))
+    return _Compared(middle, low), _Compared(-middle, -high)

@@ -1,0 +1,181 @@
+"""Calibration: this machine's noise from repeated runs, written where `compare` finds it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perf_tests.ab import calibrate
+from perf_tests.ab.process import Job
+from perf_tests.regression import command
+from perf_tests.regression.calibration import calibration_path
+from perf_tests.regression.noise import measure_noise
+from perf_tests.regression.runs import parse_run
+from tests.regression.make_runs import FLASH, MACHINE, info_of, make_run, save, slow_down
+
+from .conftest import Lab, Repository
+
+Say = Callable[..., tuple[int, str, str]]
+Run = dict[str, Any]
+
+
+@pytest.fixture
+def say(repository: Repository, capsys: pytest.CaptureFixture[str]) -> Say:
+    """Runs `calibrate` with the arguments given."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        code = calibrate.main([*map(str, arguments)])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> list[Path]:
+    """Eight runs of unchanged code."""
+    return [save(make_run(seed=seed), tmp_path / "saved" / f"{seed}.json") for seed in range(1, 9)]
+
+
+def stored(run: Run) -> dict[str, Any]:
+    cases: dict[str, Any] = json.loads(calibration_path(run["machine_info"]).read_text())["cases"]
+    return cases
+
+
+def test_the_working_tree_is_measured_again_and_again(say: Say, lab: Lab, repository: Repository) -> None:
+    code, out, _ = say("--runs", "6")
+    assert code == 0
+    assert len(lab.jobs) == 6
+    assert {job.tree for job in lab.jobs} == {repository.root}
+    assert FLASH in out
+    assert list(stored({"machine_info": MACHINE})) == [FLASH]  # the original has no control, so no noise
+
+
+def test_an_interrupted_calibration_goes_on(say: Say, lab: Lab) -> None:
+    lab.interrupt_at = 4
+    code, _, err = say("--runs", "6")
+    assert code == 2
+    assert "goes on from there" in err
+    lab.interrupt_at = 0
+    assert say("--runs", "6")[0] == 0
+    assert len(lab.jobs) == 4 + 3
+
+
+def test_saved_runs_will_do(say: Say, saved: list[Path]) -> None:
+    code, out, _ = say("--from", *saved)
+    assert code == 0
+    entry = stored(make_run())[FLASH]
+    assert entry["runs"] == 8
+    assert entry["case_definition"] == "def-tiny.en-4-single"
+    assert 0 < entry["noise"] < 0.02 < entry["smallest_visible_change"] < 0.06
+    assert f"{100 * entry['noise']:.1f} %" in out
+
+
+def test_compare_uses_it(say: Say, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    noisy = []
+    for seed in range(1, 9):
+        run = make_run(seed=seed)
+        slow_down(run, 1.1 if seed % 2 else 1.0)
+        noisy.append(save(run, tmp_path / f"{seed}.json"))
+    head = make_run(seed=20)
+    slow_down(head, 1.06)
+    pair = [str(save(make_run(seed=21), tmp_path / "base.json")), str(save(head, tmp_path / "head.json"))]
+    assert command.main(pair) == 1
+    assert "no calibration of this machine" in capsys.readouterr().out
+    assert say("--from", *noisy)[0] == 0
+    assert command.main(pair) == 0
+    assert "no calibration" not in capsys.readouterr().out
+
+
+def test_another_case_keeps_its_noise(say: Say, saved: list[Path]) -> None:
+    say("--from", *saved)
+    path = calibration_path(MACHINE)
+    document = json.loads(path.read_text())
+    document["cases"]["another"] = document["cases"].pop(FLASH)
+    path.write_text(json.dumps(document))
+    say("--from", *saved)
+    assert set(stored(make_run())) == {"another", FLASH}
+
+
+def test_the_smallest_visible_change_is_found_and_half_of_it_is_not(saved: list[Path]) -> None:
+    records = [parse_run(make_run(seed=seed), "run").records[FLASH] for seed in range(40)]
+    visible = measure_noise(records[:12]).smallest_visible_change
+
+    def found(factor: float) -> float:
+        regressed = 0
+        for seed in range(40, 80):
+            base, head = make_run(seed=seed), make_run(seed=seed + 100)
+            slow_down(head, factor)
+            regressed += judge(base, head) == "REGRESSED"
+        return regressed / 40
+
+    assert found(1 + visible) >= 0.85
+    assert found(1 + visible / 2) <= 0.5
+
+
+def judge(base: Run, head: Run) -> str:
+    from perf_tests.regression.comparison import compare_runs
+    from perf_tests.regression.thresholds import Rules
+
+    comparison = compare_runs(parse_run(base, "base"), parse_run(head, "head"), Rules())
+    return next(case.verdict for case in comparison.cases if case.id == FLASH)
+
+
+def test_a_disturbed_run_does_not_count(say: Say, saved: list[Path]) -> None:
+    run = json.loads(saved[0].read_text())
+    info_of(run)["device_state"]["foreign_cpu_cores"] = 1.0
+    slow_down(run, 2.0)
+    save(run, saved[0])
+    assert say("--from", *saved)[0] == 0
+    assert stored(run)[FLASH]["runs"] == 7
+    assert stored(run)[FLASH]["noise"] < 0.02
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda run: run["machine_info"].update(package_hash="another"), "noise is that of unchanged code"),
+        (lambda run: run["machine_info"].update(torch="3.0"), "unlike machines: torch"),
+        (lambda run: info_of(run).update(case_definition="another"), "its definition differs"),
+        (
+            lambda run: info_of(run)["device_state"].update(foreign_cpu_cores=1.0),
+            "5 runs; at least 6 are needed, 1 more",
+        ),
+    ],
+)
+def test_runs_that_tell_no_noise_are_refused(
+    say: Say, saved: list[Path], spoil: Callable[[Run], None], words: str
+) -> None:
+    run = json.loads(saved[3].read_text())
+    spoil(run)
+    save(run, saved[3])
+    code, _, err = say("--from", *saved[:6])
+    assert code == 2
+    assert words in err
+    assert not calibration_path(MACHINE).exists()
+
+
+def test_the_same_run_twice_is_refused(say: Say, saved: list[Path]) -> None:
+    code, _, err = say("--from", *saved, saved[-1])
+    assert code == 2
+    assert "the same run twice" in err
+
+
+def test_too_few_runs_are_refused(say: Say, lab: Lab) -> None:
+    code, _, err = say("--runs", "5")
+    assert code == 2
+    assert "'5' is no number of at least 6" in err
+
+
+def test_a_process_that_fails_ends_it(say: Say, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    from perf_tests.plan import BadInputError
+
+    def refuse(job: Job) -> None:
+        raise BadInputError("pytest ended with 4")
+
+    monkeypatch.setattr(calibrate, "measure", refuse)
+    code, _, err = say()
+    assert code == 2
+    assert err.endswith("perf_tests calibrate: pytest ended with 4\n")

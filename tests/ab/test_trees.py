@@ -1,0 +1,91 @@
+"""The trees of both sides: whose package, whose suite."""
+
+from pathlib import Path
+
+import pytest
+
+from perf_tests.ab.trees import digest_of, find_repository, find_revision, make_sides
+from perf_tests.package import PACKAGE
+from perf_tests.plan import BadInputError
+
+from .conftest import Repository, commit, git
+
+
+def read(tree: Path) -> tuple[str, str]:
+    return (tree / PACKAGE / "__init__.py").read_text(), (tree / "perf_tests" / "__init__.py").read_text()
+
+
+def test_each_side_has_its_own_package_and_heads_suite(repository: Repository, tmp_path: Path) -> None:
+    revisions = [find_revision(repository.root, asked) for asked in (repository.base, repository.head)]
+    base, head = make_sides(repository.root, *revisions, tmp_path / "trees")
+    assert read(base.tree) == ("version = 1\n", "suite = 2\n")
+    assert read(head.tree) == ("version = 2\n", "suite = 2\n")
+    assert (base.tree / PACKAGE / "old.py").exists()
+    assert not (head.tree / PACKAGE / "old.py").exists()
+    assert base.package_hash != head.package_hash
+
+
+def test_a_package_is_the_same_where_only_other_files_differ(repository: Repository, tmp_path: Path) -> None:
+    repository.write("README.md", "words\n")
+    third = commit(repository.root, "words")
+    revisions = [find_revision(repository.root, asked) for asked in (repository.head, third)]
+    base, head = make_sides(repository.root, *revisions, tmp_path / "trees")
+    assert base.package_hash == head.package_hash
+
+
+def test_the_working_tree_is_taken_as_it_is(repository: Repository, tmp_path: Path) -> None:
+    repository.write(f"{PACKAGE}/__init__.py", "version = 3\n")
+    repository.write(f"{PACKAGE}/new.py", "")
+    repository.write(f"{PACKAGE}/ignored", "")
+    repository.write("perf_tests/__init__.py", "suite = 3\n")
+    (repository.root / ".gitignore").unlink()
+    git(repository.root, "checkout", ".gitignore")
+    revisions = [find_revision(repository.root, asked) for asked in (repository.head, ".")]
+    assert revisions[1].dirty
+    base, head = make_sides(repository.root, *revisions, tmp_path / "trees")
+    assert read(base.tree) == ("version = 2\n", "suite = 3\n")
+    assert read(head.tree) == ("version = 3\n", "suite = 3\n")
+    assert (head.tree / PACKAGE / "new.py").exists()
+    assert not (head.tree / PACKAGE / "ignored").exists()
+
+
+def test_a_clean_working_tree_is_its_commit(repository: Repository) -> None:
+    revision = find_revision(repository.root, ".")
+    assert (revision.commit, revision.dirty) == (repository.head, False)
+
+
+def test_the_working_trees_digest_follows_its_files(repository: Repository) -> None:
+    before = digest_of(repository.root, find_revision(repository.root, "."))
+    repository.write(f"{PACKAGE}/__init__.py", "version = 3\n")
+    assert digest_of(repository.root, find_revision(repository.root, ".")) != before
+
+
+def test_git_knows_of_no_worktree(repository: Repository, tmp_path: Path) -> None:
+    revisions = [find_revision(repository.root, asked) for asked in (repository.base, repository.head)]
+    make_sides(repository.root, *revisions, tmp_path / "trees")
+    assert len(git(repository.root, "worktree", "list").splitlines()) == 1
+
+
+@pytest.mark.parametrize("asked", ["nothing", "--all", "", "HEAD:perf_tests"])
+def test_what_is_no_commit_is_refused(repository: Repository, asked: str) -> None:
+    with pytest.raises(BadInputError, match="no such commit"):
+        find_revision(repository.root, asked)
+
+
+def test_a_revision_without_the_package_is_refused(repository: Repository, tmp_path: Path) -> None:
+    git(repository.root, "rm", "-r", "--quiet", PACKAGE)
+    bare = commit(repository.root, "no package")
+    revisions = [find_revision(repository.root, asked) for asked in (bare, repository.head)]
+    with pytest.raises(BadInputError, match=f"has no {PACKAGE}/"):
+        make_sides(repository.root, *revisions, tmp_path / "trees")
+
+
+def test_a_folder_that_is_no_checkout_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match="git rev-parse"):
+        find_repository(tmp_path)
+
+
+def test_another_projects_checkout_is_refused(tmp_path: Path) -> None:
+    git(tmp_path, "init", "--quiet")
+    with pytest.raises(BadInputError, match="run this from a checkout of the project"):
+        find_repository(tmp_path)

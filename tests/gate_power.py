@@ -1,0 +1,311 @@
+"""How good the gate is on this machine, from real runs: how often it finds what was planted, and what was not.
+
+    python tests/gate_power.py bank DIR      # measure; an hour and more, resumable; leave the machine alone
+    python tests/gate_power.py report DIR    # resample pairs of the banked runs, and print rates with their bars
+
+Not a test: nothing here runs with the tests, and what it prints depends on the machine. A banked run is a plain run of
+the quick preset's ``tiny.en-4-single-flash``; ``short`` ones are processes as ``ab`` runs them. Rates come with their
+Clopper-Pearson interval over the resampled pairs; since a run is in many pairs, it is narrower than that of as many
+fresh pairs would be. What is exact (memory, counters, parity, outcomes) is planted in copies of the banked runs.
+"""
+
+import argparse
+import copy
+import itertools
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from scipy.stats import binomtest
+
+from perf_tests.ab.command import CASE_BUDGET_SECONDS
+from perf_tests.ab.pooling import pool_runs
+from perf_tests.ab.process import Job, measure
+from perf_tests.regression.comparison import Comparison, compare_runs
+from perf_tests.regression.noise import LEAST_RUNS, measure_noise
+from perf_tests.regression.runs import Run, parse_run, read_run
+from perf_tests.regression.thresholds import AB_DEFAULTS, KINDS, TIME, Rules
+from perf_tests.regression.verdicts import FAILING
+
+ROOT = Path(__file__).parents[1]
+CASE = "test_generate[tiny.en-4-single-flash]"
+ANOTHER = "test_generate[tiny.en-2-single-flash]"
+TARGET = f"perf_tests/test_generate.py::{CASE}"
+ORDINARY = ("--perf-device", "cpu", "--perf-dataset", "synthetic")
+SEED = 0
+Document = dict[str, Any]
+
+
+class Kind(NamedTuple):
+    """A kind of banked run: how many, how much flash is slowed, whether it is short, whether a core is kept busy."""
+
+    count: int
+    delay: float = 0.0
+    short: bool = False
+    busy: bool = False
+
+
+BANKED: Mapping[str, Kind] = {
+    "unchanged": Kind(30),
+    "slower-5": Kind(20, delay=0.05),
+    "short": Kind(16, short=True),
+    "short-slower-3": Kind(16, delay=0.03, short=True),
+    "busy": Kind(6, busy=True),
+}
+# Sessions of `ab --budget 5` have so many blocks here: two processes of 11 s and the budget of a case each.
+AB_BLOCKS = 4
+
+
+class Row(NamedTuple):
+    """A row of the table: a rate, what it must be, and the rate of pytest-benchmark's own gate on the same runs."""
+
+    what: str
+    hits: int
+    trials: int
+    bar: str
+    met: bool
+    plain_hits: int | None = None
+
+
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("bank", "report"))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--pairs", type=int, default=1000, help="at most, per row")
+    options = parser.parse_args()
+    if options.command == "bank":
+        bank(options.folder.resolve())
+    else:
+        report(read_bank(options.folder), options.pairs)
+
+
+# The bank
+
+
+def bank(folder: Path) -> None:
+    """Measure what is missing, kinds in turn, so that what drifts over the hour is in all of them."""
+    wanted = [(number, name) for name, kind in BANKED.items() for number in range(1, kind.count + 1)]
+    wanted.sort(key=lambda item: (item[0] / BANKED[item[1]].count, item[1]))
+    for number, name in wanted:
+        out = folder / name / f"{number:03}.json"
+        if not out.exists():
+            print(f"{name} {number} of {BANKED[name].count}", flush=True)
+            measure_kind(BANKED[name], out)
+
+
+def measure_kind(kind: Kind, out: Path) -> None:
+    """One run in a fresh process."""
+    arguments = [*ORDINARY]
+    if kind.short:
+        arguments.append(f"--perf-case-budget={CASE_BUDGET_SECONDS}")
+    if kind.delay:
+        os.environ["PERF_PLANTED_DELAY"] = str(kind.delay)
+        arguments += ["-p", "tests.planted_delay"]
+    with busy_core() if kind.busy else nothing():
+        measure(Job(ROOT, out, (TARGET,), arguments))
+
+
+@contextmanager
+def busy_core() -> Iterator[None]:
+    """Somebody else's process that never waits."""
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def nothing() -> Iterator[None]:
+    """An idle machine."""
+    yield
+
+
+def read_bank(folder: Path) -> dict[str, list[Run]]:
+    """The banked runs by kind."""
+    return {name: [read_run(path) for path in sorted((folder / name).glob("*.json"))] for name in BANKED}
+
+
+# The report
+
+
+def report(banked: Mapping[str, Sequence[Run]], most: int) -> None:
+    """Print the table."""
+    console = Console(highlight=False, markup=False)
+    console.print(", ".join(f"{len(runs)} {name}" for name, runs in banked.items()))
+    pairs = resampler(most)
+    unchanged = banked["unchanged"]
+    if len(unchanged) >= LEAST_RUNS:
+        records = [run.records[CASE] for run in unchanged]
+        noise = measure_noise(records)
+        rounds = median(len(record.seconds) for record in records)
+        console.print(
+            f"{CASE}: {rounds:g} rounds, noise {100 * noise.noise:.1f} %, smallest visible change"
+            f" {100 * noise.smallest_visible_change:.1f} %"
+        )
+    rows = [
+        rate("unchanged: REGRESSED", pairs(unchanged, unchanged), "≤ 1 %", lambda share: share <= 0.01),
+        rate("slower by 5 %: found", pairs(unchanged, banked["slower-5"]), "≥ 95 %", lambda share: share >= 0.95),
+        rate_of_ab("ab, unchanged: REGRESSED", banked["short"], banked["short"], most, "≤ 1 %", lambda s: s <= 0.01),
+        rate_of_ab(
+            "ab, slower by 3 %: found", banked["short"], banked["short-slower-3"], most, "≥ 90 %", lambda s: s >= 0.9
+        ),
+        rate("a busy core during HEAD: REGRESSED", pairs(unchanged, banked["busy"]), "≤ 2 %", lambda s: s <= 0.02),
+        *(rate_of_exact(f"{name}: found", unchanged, plant) for name, plant in EXACT.items()),
+    ]
+    console.print(make_table(rows))
+
+
+def resampler(most: int) -> Callable[[Sequence[Run], Sequence[Run]], list[tuple[Run, Run]]]:
+    """Pairs of two different runs, one of each kind: all there are, or a random selection of ``most``."""
+
+    def resample(bases: Sequence[Run], heads: Sequence[Run]) -> list[tuple[Run, Run]]:
+        every = [(base, head) for base, head in itertools.product(bases, heads) if base is not head]
+        return random.Random(SEED).sample(every, min(most, len(every)))
+
+    return resample
+
+
+def rate(what: str, pairs: Iterable[tuple[Run, Run]], bar: str, met: Callable[[float], bool]) -> Row:
+    """How often the gate fails, at its defaults, beside how often ``--benchmark-compare-fail=median:5%`` does."""
+    pairs = [*pairs]
+    hits = sum(is_found(compare_runs(base, head, Rules())) for base, head in pairs)
+    plain = sum(plain_gate_fails(base, head) for base, head in pairs)
+    return Row(what, hits, len(pairs), bar, bool(pairs) and met(hits / len(pairs)), plain)
+
+
+def rate_of_ab(
+    what: str, bases: Sequence[Run], heads: Sequence[Run], most: int, bar: str, met: Callable[[float], bool]
+) -> Row:
+    """The same for sessions of ``ab``, made of processes drawn without replacement."""
+    rng = random.Random(SEED)
+    rules = Rules(defaults=AB_DEFAULTS)
+    trials = hits = 0
+    if min(len(bases), len(heads)) >= 2 * AB_BLOCKS:
+        for trials in range(1, min(most, 500) + 1):  # noqa: B007  # the number of the last one is how many there were
+            drawn = rng.sample(bases, 2 * AB_BLOCKS)
+            others = drawn[AB_BLOCKS:] if heads is bases else rng.sample(heads, AB_BLOCKS)
+            sides = (pool_runs(side, {"id": name}) for side, name in ((drawn[:AB_BLOCKS], "base"), (others, "head")))
+            base, head = (parse_run(document, "side") for document in sides)
+            hits += is_found(compare_runs(base, head, rules))
+    return Row(what, hits, trials, bar, bool(trials) and met(hits / trials))
+
+
+def rate_of_exact(what: str, runs: Sequence[Run], plant: Callable[[Document], None]) -> Row:
+    """The same for what is exact. Time is left out, since noise must not find it; another case is as it was."""
+    rules = Rules(kinds=frozenset(KINDS) - {TIME})
+    hits = trials = 0
+    for base, head in itertools.pairwise(runs):
+        ours, theirs = (with_another_case(run.document) for run in (base, head))
+        plant(theirs)
+        trials += 1
+        hits += is_found(compare_runs(parse_run(ours, "base"), parse_run(theirs, "planted"), rules))
+    return Row(what, hits, trials, "100 %", trials > 0 and hits == trials)
+
+
+def is_found(comparison: Comparison) -> bool:
+    """Whether the gate fails for the case."""
+    return comparison.verdict in FAILING
+
+
+def plain_gate_fails(base: Run, head: Run) -> bool:
+    """What ``--benchmark-compare-fail=median:5%`` does with a case that both runs measured."""
+    ours, theirs = (run.records.get(CASE) for run in (base, head))
+    if ours is None or theirs is None or not (ours.seconds and theirs.seconds):
+        return False
+    return median(theirs.seconds) / median(ours.seconds) - 1 > 0.05
+
+
+def make_table(rows: Iterable[Row]) -> Table:
+    """The rows with their intervals."""
+    table = Table("", "must be", "is", "95 % interval", "counts", "median:5% on the same runs")
+    for row in rows:
+        if not row.trials:
+            table.add_row(row.what, row.bar, "not enough runs")
+            continue
+        low, high = binomtest(row.hits, row.trials).proportion_ci(method="exact")
+        plain = "" if row.plain_hits is None else f"{100 * row.plain_hits / row.trials:.1f} %"
+        share = f"{100 * row.hits / row.trials:.1f} %"
+        interval = f"{100 * low:.1f} to {100 * high:.1f} %"
+        colour = "green" if row.met else "red"
+        table.add_row(row.what, row.bar, Text(share, colour), interval, f"{row.hits} of {row.trials}", plain)
+    return table
+
+
+# What is exact
+
+
+def with_another_case(document: Mapping[str, Any]) -> Document:
+    """A copy with a second case, the first one's double."""
+    copied: Document = copy.deepcopy(dict(document))
+    for entries, key in (("benchmarks", "name"), ("perf_cases", "id")):
+        (entry,) = copied[entries]
+        copied[entries].append(copy.deepcopy(entry) | {key: ANOTHER})
+    return copied
+
+
+def info_of(document: Document) -> dict[str, Any]:
+    """The case's recorded keys."""
+    info: dict[str, Any] = next(bench for bench in document["benchmarks"] if bench["name"] == CASE)["extra_info"]
+    return info
+
+
+def grow_memory(document: Document) -> None:
+    """1.5 % more peak memory."""
+    info = info_of(document)
+    info["peak_memory_allocated_bytes"] = round(1.015 * info["peak_memory_allocated_bytes"])
+
+
+def add_operator(document: Document) -> None:
+    """One more operator per token."""
+    info = info_of(document)
+    info["aten_op_count"] += info["new_tokens"]
+
+
+def break_parity(document: Document) -> None:
+    """An error of twice its bound."""
+    parity = info_of(document)["parity"]
+    parity["max_abs_error"] = 2 * parity["bound"]
+
+
+def end_as(outcome: str) -> Callable[[Document], None]:
+    """The case failed or was skipped."""
+
+    def plant(document: Document) -> None:
+        document["benchmarks"] = [bench for bench in document["benchmarks"] if bench["name"] != CASE]
+        for entry in document["perf_cases"]:
+            if entry["id"] == CASE:
+                entry |= {"outcome": outcome, "reason": "planted"}
+
+    return plant
+
+
+def lose(document: Document) -> None:
+    """The case was never selected."""
+    document["benchmarks"] = [bench for bench in document["benchmarks"] if bench["name"] != CASE]
+    document["perf_cases"] = [entry for entry in document["perf_cases"] if entry["id"] != CASE]
+
+
+EXACT: Mapping[str, Callable[[Document], None]] = {
+    "peak memory + 1.5 %": grow_memory,
+    "one more ATen op per token": add_operator,
+    "parity error twice its bound": break_parity,
+    "the case missing": lose,
+    "the case skipped": end_as("skipped"),
+    "the case failed": end_as("failed"),
+}
+
+
+if __name__ == "__main__":
+    main()

@@ -145,7 +145,7 @@ EXTRA_INFO = (
 )
 
 # What a case has that was counted without timing, and what it does not: these are null then.
-TIMED_ONLY = ("control", "speedup", "parity", "tokens_per_second", "real_time_factor", "device_state")
+TIMED_ONLY = ("control", "speedup", "process_rounds", "parity", "tokens_per_second", "real_time_factor", "device_state")
 COUNTED_INFO = tuple(
     field._replace(nullable=True) if field.name in (*TIMED_ONLY, "peak_memory_allocated_bytes") else field
     for field in EXTRA_INFO

@@ -135,11 +135,14 @@ def run_step(checkout: Path, summary: Path, *arguments: str) -> subprocess.Compl
     suite = ("-p", "tests.suite.small_checkpoints", "--perf-checkpoint", "tiny.en", "--perf-decoder-layers", "2")
     commits = ("--base", "HEAD~1", "--head", "HEAD", "--filter", "single")
     step, *own = arguments
+    # Without pytest's own: a benchmark that finds itself in a worker of pytest-xdist times nothing.
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
     settings = {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    settings["GITHUB_STEP_SUMMARY"] = str(summary)
     return subprocess.run(
         [sys.executable, "-m", "perf_tests", "ci", step, *commits, *own, *suite],
         cwd=checkout,
-        env=os.environ | settings | {"GITHUB_STEP_SUMMARY": str(summary)},
+        env=inherited | settings,
         capture_output=True,
         text=True,
         timeout=300,

@@ -19,7 +19,7 @@ def run_suite(*arguments: str, plugins: tuple[str, ...] = (), **environment: str
 
 
 def run(command: list[str], cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run `command`, from the repository's root unless told otherwise."""
+    """Run `command` from the repository's root, or from `cwd`."""
     settings = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "160", "PYTHONPATH": str(ROOT)}
     variables = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
     return subprocess.run(

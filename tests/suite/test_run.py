@@ -241,7 +241,8 @@ def test_a_killed_run_leaves_what_was_measured_on_disk(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pytest", "perf_tests", *SMALL, "-p", "tests.suite.small_checkpoints"]
     command += ["--perf-rounds", "2", "--perf-implementation", "original", "--perf-implementation", "eager"]
     command += ["--benchmark-autosave", storage(tmp_path)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 120

@@ -103,9 +103,9 @@ def check_machine() -> None:
         BadInputError: a GPU that this job may use is not free, or hot.
     """
     gpus = look_at_gpus()
-    print(describe_host())
+    print(describe_host(), flush=True)  # before what the processes to come print
     for gpu in gpus:
-        print(gpu.describe())
+        print(gpu.describe(), flush=True)
     problems = [problem for gpu in gpus for problem in gpu.problems()]
     if problems:
         raise BadInputError("; ".join(problems))

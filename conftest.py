@@ -1,10 +1,12 @@
-"""Loads the performance suite's plugins: options, machine information, journal and terminal output.
+"""Loads the performance suite's plugins: options, machine information, journal, locks, terminal.
 
 ``pytest-benchmark compare`` imports this file too (and asks it for its scale-unit and group-stats hooks,
 which are left to pytest-benchmark), so nothing here may import torch, and no group-stats hook may be defined
 that could return ``None``.
 """
 
+# A plugin comes after those that it imports from (pytest rewrites the asserts of what is not imported yet), and pytest
+# asks the last one first: the lock is taken, then the disks are looked at, then the journal is opened.
 pytest_plugins = (
     "perf_tests.options",
     "perf_tests.machine",
@@ -12,5 +14,9 @@ pytest_plugins = (
     "perf_tests.journal",
     "perf_tests.counters_only",
     "perf_tests.terminal",
+    "perf_tests.timeouts",
+    "perf_tests.resume",
+    "perf_tests.saving",
+    "perf_tests.locks",
     "perf_tests.regression.plugin",
 )

@@ -26,6 +26,7 @@ COMMANDS: dict[str, Command] = {
     "promote": Command("perf_tests.regression.promote", "make a saved run the baseline of a name"),
     "merge": Command("perf_tests.regression.merge", "shards of one run into one"),
     "report": Command("perf_tests.report.command", "tables, charts and history of saved runs"),
+    "ci": Command("perf_tests.ci.command", "the steps of the GPU job: measure base against head, join shards"),
     "peers": Command("perf_tests.peers.command", "this model against the original, faster-whisper and openai-whisper"),
 }
 

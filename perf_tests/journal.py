@@ -1,23 +1,26 @@
 """pytest plugin: each selected case's outcome, on disk as it ends, and in the JSON as ``perf_cases``.
 
 pytest-benchmark leaves out a case that failed, and saves nothing at all when all of them did. Here a case
-that was selected is always accounted for, and nothing of one that failed passes for a measurement.
+that was selected is always accounted for, and nothing of one that failed passes for a measurement. A run that was
+killed or interrupted leaves its journal, and ``--perf-resume`` goes on from it (``resume.py``).
 """
 
 import json
 import os
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
+import psutil  # type: ignore[import-untyped]
 import pytest
 from pytest_benchmark.utils import safe_dumps
 
 from .audio import first_line
+from .measure.out_of_memory import describe_out_of_memory
 from .options import is_perf_item
 
-JOURNAL_VERSION = 1
+JOURNAL_VERSION = 2
 NOT_RUN = "not run: the session ended before it"
 
 
@@ -30,16 +33,59 @@ class Entry(NamedTuple):
     benchmark: dict[str, Any] | None
 
 
-class Journal:
-    """The outcomes so far, in memory and in a file of JSON lines: a header, then an entry per ended case."""
+class Session(NamedTuple):
+    """A session that ended before its run did: when it began, seconds since 1970, and how many cases it ended."""
 
-    def __init__(self, path: Path, selected: list[str]) -> None:
+    started: float
+    cases: int
+
+
+class Journal:
+    """The outcomes so far, in memory and in a file of JSON lines.
+
+    The file holds a header, then for each case a line as it begins and its entry as it ends. A session that resumes
+    the run appends to it. ``file`` is open as long as the journal is, for a watchdog to write to.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        selected: list[str],
+        identity: Mapping[str, object],
+        entries: Mapping[str, Entry] = {},
+        earlier: tuple[Session, ...] = (),
+    ) -> None:
+        """Begin a journal at ``path``, or go on with the one of ``earlier`` sessions that holds ``entries``.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         self.path = path
         self.selected = selected
-        self.entries: dict[str, Entry] = {}
+        self.entries = dict(entries)
+        self.earlier = earlier
+        self.problem: str | None = None
         self._reports: dict[str, tuple[str, str | None]] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._append({"journal": JOURNAL_VERSION, "started": time.time(), "selected": selected}, mode="w")
+        torn = path.exists() and not path.read_bytes().endswith(b"\n")  # the process died while it wrote
+        self.file: IO[str] = path.open("a", encoding="utf-8")
+        if torn:
+            self.file.write("\n")
+        header = {"journal": JOURNAL_VERSION, "started": time.time(), "selected": selected, "identity": identity}
+        self._append((header if not earlier else {"resumed": time.time()}) | _this_process())
+
+    @property
+    def done_before(self) -> int:
+        """How many cases were done when this session began."""
+        return sum(session.cases for session in self.earlier)
+
+    def begin(self, name: str) -> None:
+        """A case begins: should the process die in it, the journal says so."""
+        self._write({"begin": name})
+
+    def leave(self, name: str) -> None:
+        """The user interrupted a case: not its fault."""
+        self._write({"left": name})
 
     def note(self, name: str, outcome: str, reason: str | None) -> None:
         """Note the outcome of one phase of a case; the first phase that did not pass decides."""
@@ -51,7 +97,7 @@ class Journal:
         outcome, reason = self._reports.get(name, ("skipped", NOT_RUN))
         entry = Entry(name, outcome, reason, benchmark if outcome == "passed" else None)
         self.entries[name] = entry
-        self._append(entry._asdict())
+        self._write(entry._asdict())
         return entry
 
     def perf_cases(self) -> list[dict[str, Any]]:
@@ -60,35 +106,49 @@ class Journal:
         entries = (self.entries.get(name, not_run)._replace(id=name) for name in self.selected)
         return [{"id": entry.id, "outcome": entry.outcome, "reason": entry.reason} for entry in entries]
 
-    def _append(self, line: dict[str, Any], mode: str = "a") -> None:
-        with self.path.open(mode, encoding="utf-8") as file:
-            file.write(_dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+    def complete(self, benchmarks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """This session's ``benchmarks`` and those of the sessions before it, in the order of collection."""
+        here = {bench["name"] for bench in benchmarks}
+        before = [entry.benchmark for entry in self.entries.values() if entry.benchmark and entry.id not in here]
+        order = {name: index for index, name in enumerate(self.selected)}
+        return sorted([*before, *benchmarks], key=lambda bench: order.get(bench["name"], len(order)))
+
+    def _write(self, line: dict[str, Any]) -> None:
+        """Append, or note that it cannot be done: what is on the disk already stays whole."""
+        if self.problem is not None:
+            return
+        length = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            self._append(line)
+        except OSError as error:
+            self.problem = f"{self.path}: cannot be written: {error.strerror}"
+            with self.path.open("rb+") as file:
+                file.truncate(length)
+
+    def _append(self, line: dict[str, Any]) -> None:
+        self.file.write(_dumps(line) + "\n")
+        self.file.flush()
+        os.fsync(self.file.fileno())
 
 
 JOURNAL = pytest.StashKey[Journal]()
+# What went wrong with saving the run.
+PROBLEMS = pytest.StashKey[list[str]]()
 # Of an item: the record of a case that was counted without timing.
 COUNTED = pytest.StashKey[dict[str, Any]]()
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Open the journal when the cases to come are known."""
-    names = [item.name for item in session.items if is_perf_item(item)]
-    if names and not session.config.option.collectonly:
-        path = journal_path(session.config)
-        try:
-            session.config.stash[JOURNAL] = Journal(path, names)
-        except OSError as error:
-            raise pytest.UsageError(f"--benchmark-storage: cannot write {path}: {error.strerror}") from None
-
-
-def journal_path(config: pytest.Config) -> Path:
-    """A file of this session's own, beside the saved runs where these are files."""
+def storage_folder(config: pytest.Config) -> Path:
+    """Where runs are saved, or would be if these were files."""
     storage = config.getoption("benchmark_storage")
     folder = Path(storage.removeprefix("file://")) if "elasticsearch+" not in storage else Path(".benchmarks")
+    return config.invocation_params.dir / folder
+
+
+def new_journal_path(folder: Path) -> Path:
+    """A file of this session's own."""
     stamp = time.strftime("%Y%m%d_%H%M%S", time.gmtime())
-    return config.invocation_params.dir / folder / f"journal_{stamp}_{os.getpid()}.jsonl"
+    return folder / f"journal_{stamp}_{os.getpid()}.jsonl"
 
 
 @pytest.hookimpl(wrapper=True)
@@ -109,59 +169,39 @@ def pytest_runtest_makereport(
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Write the case's entry when all of its phases are over."""
-    handled = yield
-    if is_perf_item(item) and JOURNAL in item.config.stash:
-        item.config.stash[JOURNAL].close(item.name, _measurement(item))
+    """Write that the case begins, and its entry when all of its phases are over."""
+    if not is_perf_item(item) or JOURNAL not in item.config.stash:
+        return (yield)
+    journal = item.config.stash[JOURNAL]
+    journal.begin(item.name)
+    try:
+        handled = yield
+    except BaseException:
+        journal.leave(item.name)
+        raise
+    journal.close(item.name, _measurement(item))
+    if journal.problem is not None:
+        item.session.shouldstop = journal.problem  # what comes now could be lost
     return handled
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
-    """Add ``perf_cases`` to the run's JSON."""
+    """Add ``perf_cases`` and the cases of earlier sessions to the run's JSON."""
     if JOURNAL in config.stash:
-        output_json["perf_cases"] = config.stash[JOURNAL].perf_cases()
+        journal = config.stash[JOURNAL]
+        output_json["benchmarks"] = journal.complete(output_json["benchmarks"])
+        output_json["perf_cases"] = journal.perf_cases()
+        output_json["perf_resumed"] = [session._asdict() for session in journal.earlier]
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Save a run in which nothing was measured, which pytest-benchmark would drop; drop the journal.
-
-    After an interruption it stays, for it holds what was measured.
-    """
-    if JOURNAL not in session.config.stash:
-        return
-    journal = session.config.stash[JOURNAL]
-    benchmarks: Any = session.config._benchmarksession  # type: ignore[attr-defined]  # pytest-benchmark's, on purpose
-    if not benchmarks.benchmarks and not benchmarks.disabled:
-        save_without_measurements(session.config, benchmarks)
-    if len(journal.entries) == len(journal.selected):
-        journal.path.unlink(missing_ok=True)
-
-
-def save_without_measurements(config: pytest.Config, benchmarks: Any) -> None:
-    """Write the run as pytest-benchmark would have, had it measured anything: same hooks, same places."""
-    save = benchmarks.save or benchmarks.autosave
-    if not (save or benchmarks.json):
-        return
-    commit_info = config.hook.pytest_benchmark_generate_commit_info(config=config)
-    config.hook.pytest_benchmark_update_commit_info(config=config, commit_info=commit_info)
-    run = config.hook.pytest_benchmark_generate_json(
-        config=config,
-        benchmarks=[],
-        include_data=True,
-        machine_info=benchmarks.get_machine_info(),
-        commit_info=commit_info,
-    )
-    config.hook.pytest_benchmark_update_json(config=config, benchmarks=[], output_json=run)
-    if benchmarks.json:
-        benchmarks.save_json(run)
-    if save:
-        benchmarks.storage.save(run, save)
+def _this_process() -> dict[str, Any]:
+    return {"pid": os.getpid(), "process_created": psutil.Process().create_time()}
 
 
 def _measurement(item: pytest.Item) -> dict[str, Any] | None:
     """pytest-benchmark's record of the case, or what was counted of it without timing, if there is either."""
-    benchmarks: Any = item.config._benchmarksession  # type: ignore[attr-defined]
+    benchmarks: Any = item.config._benchmarksession  # type: ignore[attr-defined]  # pytest-benchmark's, on purpose
     for bench in reversed(benchmarks.benchmarks):
         if bench.fullname == item.nodeid and bench and not bench.has_error:
             record: dict[str, Any] = json.loads(_dumps(bench.as_dict(include_data=True)))
@@ -184,4 +224,4 @@ def _reason(report: pytest.TestReport, call: pytest.CallInfo[None]) -> str | Non
     if report.skipped:
         return str(getattr(call.excinfo.value, "msg", call.excinfo.value))
     phase = "" if report.when == "call" else f"in {report.when}: "
-    return phase + first_line(call.excinfo.value)
+    return phase + (describe_out_of_memory(call.excinfo.value) or first_line(call.excinfo.value))

@@ -1,8 +1,10 @@
 """pytest plugin: what the run's ``machine_info`` says about the GPU, the libraries and torch's switches."""
 
+import functools
+import warnings
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -20,12 +22,14 @@ def describe_machine(device: str) -> dict[str, Any]:
     import torch
 
     matmul = torch.backends.cuda.matmul
+    xformers = find_xformers(device)
     return {
         "gpu": _describe_gpu(device) if device.startswith("cuda") else None,
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "transformers": version_of("transformers"),
-        "xformers": version_of("xformers"),
+        "xformers": xformers.version,
+        "xformers_problem": xformers.problem,
         **describe_package(),
         "thread_count": torch.get_num_threads(),
         "tf32_matmul": bool(matmul.allow_tf32),
@@ -33,6 +37,37 @@ def describe_machine(device: str) -> dict[str, Any]:
         "reduced_precision_float16": bool(matmul.allow_fp16_reduced_precision_reduction),
         "reduced_precision_bfloat16": bool(matmul.allow_bf16_reduced_precision_reduction),
     }
+
+
+class XFormers(NamedTuple):
+    """xFormers as it serves: ``version`` where its kernels work, else ``problem`` where they should have."""
+
+    version: str | None
+    problem: str | None
+
+    def describe(self) -> str:
+        """A few words for the header."""
+        if self.version is not None:
+            return f"xformers {self.version}"
+        return "xformers unusable" if self.problem else "xformers unused on a CPU"
+
+
+@functools.cache
+def find_xformers(device: str) -> XFormers:
+    """Try xFormers on ``device``: an installed version says nothing of one built for another CUDA. Imports torch.
+
+    On a CPU it has no kernel, so whether it is installed makes no difference there.
+    """
+    from whisper_flash_attention import xformers_backend
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ops = xformers_backend.load(device.partition(":")[0])
+    if ops is None:
+        return XFormers(None, str(caught[-1].message) if caught else None)
+    package = ops.attention.__name__.partition(".")[0]
+    version = version_of(package) or "of unknown version"
+    return XFormers(version if package == "xformers" else f"{package} {version}", None)
 
 
 def version_of(distribution: str) -> str | None:

@@ -159,6 +159,17 @@ def read_options(config: pytest.Config) -> Options:
     )
 
 
+def whole_number(text: str, option: str, unit: str) -> int:
+    """The number of an option that takes 1 or more.
+
+    Raises:
+        BadInputError: it is none.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise BadInputError(f"{option}: {text!r} is no whole number of {unit}, 1 or more")
+    return int(text)
+
+
 def is_perf_item(item: pytest.Item) -> bool:
     """Whether ``item`` is a case of the suite, as opposed to an ordinary test."""
     return item.path.parent.name == TEST_FILES and "benchmark" in getattr(item, "fixturenames", ())

@@ -1,9 +1,10 @@
 """Every key that the suite records, declared once: name, type, unit, meaning, whether null is allowed.
 
-Three tables: ``EXTRA_INFO`` (beside each case's rounds), ``MACHINE_INFO`` (what the suite adds to
-pytest-benchmark's) and ``PERF_CASES`` (one entry of the run's top-level list). ``validate_run`` checks a
-whole run's JSON against them and returns what is wrong as text. A case that was counted without timing
-(``perf_counted``) has the same keys as a timed one, with null for what only timing gives (``COUNTED_INFO``).
+Four tables: ``EXTRA_INFO`` (beside each case's rounds), ``MACHINE_INFO`` (what the suite adds to
+pytest-benchmark's), ``PERF_CASES`` (one entry of the run's top-level list) and ``PERF_RESUMED`` (one entry for each
+earlier session of a run that was resumed). ``validate_run`` checks a whole run's JSON against them and returns what
+is wrong as text. A case that was counted without timing (``perf_counted``) has the same keys as a timed one, with null
+for what only timing gives (``COUNTED_INFO``).
 """
 
 import math
@@ -12,6 +13,9 @@ from typing import Any, NamedTuple
 
 SCHEMA_VERSION = 1
 OUTCOMES = ("passed", "failed", "skipped")
+# NVML's reasons for clocks below what was asked for that mean trouble: hardware slow-down, thermal (software and
+# hardware), power brake. Idle clocks, clocks that were set, and the power cap of a busy GPU are not among them.
+HARMFUL_THROTTLE_REASONS = 0x08 | 0x20 | 0x40 | 0x80
 
 
 class Field(NamedTuple):
@@ -215,7 +219,8 @@ MACHINE_INFO = (
     Field("torch", "string", None, "version"),
     Field("cuda", "string", None, "version that torch was built for", nullable=True),
     Field("transformers", "string", None, "version"),
-    Field("xformers", "string", None, "version, where installed", nullable=True),
+    Field("xformers", "string", None, "version, where its kernels can be used", nullable=True),
+    Field("xformers_problem", "string", None, "why xFormers does not serve on this GPU", nullable=True),
     Field("whisper_flash_attention", "string", None, "version"),
     Field("package_path", "string", None, "the folder of the package that was measured"),
     Field("package_hash", "string", None, "short hash of the code of the package that was measured"),
@@ -253,6 +258,12 @@ PERF_CASES = (
 )
 
 
+PERF_RESUMED = (
+    Field("started", "number", "s", "when a session that was cut short began, since 1970"),
+    Field("cases", "integer", "cases", "how many it ended"),
+)
+
+
 def validate_run(run: Mapping[str, Any]) -> list[str]:
     """Check a run's JSON (as a mapping) against the registry; return the problems, none if it is whole."""
     problems = list(validate(run.get("machine_info"), MACHINE_INFO, "machine_info", only=False))
@@ -263,6 +274,11 @@ def validate_run(run: Mapping[str, Any]) -> list[str]:
         problems += validate(entry, PERF_CASES, f"perf_cases[{index}]")
         if isinstance(entry, Mapping) and entry.get("outcome") not in OUTCOMES:
             problems.append(f"perf_cases[{index}].outcome: {entry.get('outcome')!r} is not one of {OUTCOMES}")
+    resumed = run.get("perf_resumed", [])
+    if not isinstance(resumed, list):
+        return [*problems, "perf_resumed: not a list"]
+    for index, entry in enumerate(resumed):
+        problems += validate(entry, PERF_RESUMED, f"perf_resumed[{index}]")
     counted = run.get("perf_counted", [])
     if not isinstance(counted, list):
         return [*problems, "perf_counted: not a list"]

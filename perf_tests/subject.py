@@ -138,11 +138,17 @@ def collect_garbage(place: Place) -> None:
 
 
 def clear_frames(error: BaseException | None) -> None:
-    """Clear the frames of ``error`` and of the errors behind it: their local variables may hold a model."""
+    """Clear the frames of ``error`` and of the errors behind it: their local variables may hold a model.
+
+    A frame whose ``f_locals`` somebody has looked at, as pytest does, keeps them in a dict besides (until Python 3.12),
+    which a second look brings up to date.
+    """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         traceback.clear_frames(error.__traceback__)
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            frame.f_locals  # noqa: B018
         error = error.__cause__ or error.__context__
 
 

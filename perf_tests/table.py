@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .cases import SETTINGS
 from .journal import Entry
+from .schema import HARMFUL_THROTTLE_REASONS
 from .works import ACCURACY, WORKS, setting_of
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def _row(entry: Entry) -> Iterable[str]:
     info, stats = entry.benchmark["extra_info"], entry.benchmark["stats"]
     parity = info["parity"]
     nominal = setting_of(entry.benchmark["params"]["setting"]).rounds
-    flag = " !" if _loaded(info) else ""
+    flag = " !" if _shared(info["device_state"]) or _throttled(info["device_state"]) else ""
     return [
         name,
         str(stats["rounds"]),
@@ -172,10 +173,16 @@ def _notes(entries: Sequence[Entry]) -> Iterable[str]:
         named = (name for name in (*SETTINGS, *WORKS) if name in settings)
         counts = ", ".join(f"{name} {setting_of(name).rounds}" for name in named)
         yield f"time: median round times the setting's rounds ({counts}); peak memory includes the weights"
-    if any(_loaded(benchmark["extra_info"]) for benchmark in timed):
-        yield f"! others kept over {FOREIGN_LOAD_CORES} cores busy meanwhile: trust ratios, not times"
+    states = [benchmark["extra_info"]["device_state"] for benchmark in timed]
+    if any(map(_shared, states)):
+        yield f"! others kept over {FOREIGN_LOAD_CORES} cores busy or used the GPU meanwhile: trust ratios, not times"
+    if any(map(_throttled, states)):
+        yield "! the GPU's clocks were throttled meanwhile: trust ratios, not times"
 
 
-def _loaded(info: dict[str, Any]) -> bool:
-    state = info["device_state"]
+def _shared(state: dict[str, Any]) -> bool:
     return bool(state["foreign_cpu_cores"] > FOREIGN_LOAD_CORES or state["gpu_foreign_processes"])
+
+
+def _throttled(state: dict[str, Any]) -> bool:
+    return bool((state["gpu_throttle_reasons"] or 0) & HARMFUL_THROTTLE_REASONS)

@@ -12,7 +12,7 @@ import pytest
 from .audio import Speech
 from .estimate import estimate_seconds
 from .journal import JOURNAL, Entry
-from .machine import version_of
+from .machine import find_xformers, version_of
 from .options import PLAN, is_perf_item
 from .plan import SYNTHETIC, Plan
 from .progress import Progress, format_duration
@@ -38,17 +38,18 @@ def header(plan: Plan, speech: Speech, count: int) -> list[str]:
     """The header's lines; the estimate is for ``count`` of the plan's cases."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     where = describe_cpu(cores) if not plan.on_cuda else "GPU"
-    packages = ("torch", "transformers", "xformers")
-    versions = ", ".join(f"{name} {version_of(name) or 'missing'}" for name in packages)
+    versions = ", ".join(f"{name} {version_of(name) or 'missing'}" for name in ("torch", "transformers"))
     audio = f"{speech.name} audio" if speech.name == SYNTHETIC else f"audio of {speech.name}"
     if speech.fallback_reason:
         audio += f" ({speech.fallback_reason})"
     seconds = estimate_seconds(plan, cores) * count / len(plan.cases)
     counting = ", counted and not timed" if plan.counters_only else ""
     depth = ", full-depth rows only" if plan.weights == "pretrained" else ""
+    xformers = find_xformers(plan.device)
     return [
         f"perf: on {plan.device} ({where}) in {plan.dtype}, {plan.weights} weights{depth}, {audio}",
-        f"perf: {versions}",
+        f"perf: {versions}, {xformers.describe()}",
+        *([f"perf: {xformers.problem}"] if xformers.problem else []),
         f"perf: preset {plan.preset} ({plan.preset_reason}): {count} cases{counting}, about {format_duration(seconds)}",
     ]
 
@@ -80,7 +81,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     handled = yield
     progress.finish()
     done, total = len(journal.entries), len(journal.selected)
-    left = (time.monotonic() - start) / done * (total - done)
+    left = (time.monotonic() - start) / (done - journal.done_before) * (total - done)
     end = f", {format_duration(left)} left" if done < total else ""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if reporter is not None and config.get_verbosity() >= 0:
@@ -123,8 +124,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section("performance")
         render = render_counted_table if config.stash[PLAN].counters_only else render_table
         terminalreporter.write(render(entries, colour=terminalreporter.hasmarkup))
-    if journal.path.exists():
-        terminalreporter.write_line(f"perf: the session was cut short; what was measured is in {journal.path}")
 
 
 def _case_id(name: str) -> str:

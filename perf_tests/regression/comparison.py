@@ -105,6 +105,11 @@ def compare_runs(
         )
     if base.dirty:
         notes.append("BASE was measured with uncommitted changes")
+    notes += [
+        f"{name} was cut short and resumed: its cases are of {len(sessions) + 1} sessions"
+        for name, run in (("BASE", base), ("HEAD", head))
+        if isinstance(sessions := run.document.get("perf_resumed"), list) and sessions
+    ]
     if differences:
         notes.append(f"compared although the machines differ: {', '.join(map(str, differences))}")
     both = sum(pair.base.counted and pair.head.counted for pair in pairs if pair.base and pair.head)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 
-from perf_tests.schema import COUNTED_INFO, EXTRA_INFO
+from perf_tests.schema import COUNTED_INFO, EXTRA_INFO, HARMFUL_THROTTLE_REASONS
 
 from .calibration import Noise
 from .pairs import Pair
@@ -145,6 +145,8 @@ def _disturbances(base: Record, head: Record) -> Iterator[str]:
             yield f"foreign load, {cores:.2f} cores, in {name}"
         if record.gpu_foreign_processes:
             yield f"{record.gpu_foreign_processes} other processes on the GPU in {name}"
+        if (record.gpu_throttle_reasons or 0) & HARMFUL_THROTTLE_REASONS:
+            yield f"the GPU's clocks throttled in {name}"
     shift = uncorrected_change(base.control_seconds, head.control_seconds)
     if not -CONTROL_SHIFT <= shift <= CONTROL_SHIFT:
         yield f"the control itself moved by {percent(shift)}"

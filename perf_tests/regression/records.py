@@ -54,6 +54,7 @@ class Record(NamedTuple):
     parity: Parity | None = None
     foreign_cpu_cores: float | None = None
     gpu_foreign_processes: int | None = None
+    gpu_throttle_reasons: int | None = None
 
     @property
     def ran(self) -> bool:
@@ -92,6 +93,7 @@ def read_record(name: str, outcome: str, reason: str | None, bench: Mapping[str,
         parity=_read_parity(f"{name}: parity", info.get("parity")),
         foreign_cpu_cores=_number(f"{name}: foreign_cpu_cores", state.get("foreign_cpu_cores")),
         gpu_foreign_processes=_read_count(f"{name}: gpu_foreign_processes", state.get("gpu_foreign_processes")),
+        gpu_throttle_reasons=_read_count(f"{name}: gpu_throttle_reasons", state.get("gpu_throttle_reasons")),
     )
 
 

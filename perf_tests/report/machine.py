@@ -35,7 +35,13 @@ def machine_rows(machine_info: Mapping[str, Any]) -> list[tuple[str, str]]:
         "node": machine_info.get("node"),
         **{
             key: machine_info.get(key)
-            for key in ("whisper_flash_attention", "reduced_precision_float16", "reduced_precision_bfloat16")
+            for key in (
+                "xformers_problem",
+                "whisper_flash_attention",
+                "package_hash",
+                "reduced_precision_float16",
+                "reduced_precision_bfloat16",
+            )
         },
     }
     return rows + [(key, _show(value)) for key, value in more.items() if value is not None and key not in FINGERPRINT]

@@ -21,6 +21,7 @@ MACHINE = {
     "cuda": None,
     "transformers": "5.23.0",
     "xformers": None,
+    "xformers_problem": None,
     "whisper_flash_attention": "0.1.0",
     "package_path": "/checkout/whisper_flash_attention",
     "package_hash": "0123456789ab",

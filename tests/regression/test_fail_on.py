@@ -15,7 +15,7 @@ from perf_tests.regression import plugin
 from .make_runs import FLASH, MACHINE, ORIGINAL, info_of, make_run, save
 
 ROOT = Path(__file__).parents[2]
-PLUGINS = ("perf_tests.options", "perf_tests.journal", "perf_tests.regression.plugin")
+PLUGINS = tuple(f"perf_tests.{name}" for name in ("options", "journal", "resume", "saving", "regression.plugin"))
 CONFTEST = f"""
 def pytest_benchmark_update_machine_info(machine_info):
     machine_info.clear()

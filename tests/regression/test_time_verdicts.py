@@ -116,6 +116,24 @@ def test_company_on_the_gpu_makes_time_ambiguous(compare: Compare, base: Run, he
     assert "2 other processes on the GPU" in outcome.why(FLASH)
 
 
+@pytest.mark.parametrize(("reasons", "verdict"), [(0x40, "AMBIGUOUS"), (0x05, "REGRESSED")])
+def test_throttled_clocks_make_time_ambiguous(
+    reasons: int, verdict: str, compare: Compare, base: Run, head: Run
+) -> None:
+    info_of(head)["device_state"]["gpu_throttle_reasons"] = reasons  # hot / idle and capped, as a busy GPU may be
+    slow_down(head, 1.3)
+    outcome = compare(base, head)
+    assert outcome.verdict(FLASH) == verdict
+    assert ("the GPU's clocks throttled in HEAD" in outcome.why(FLASH)) == (verdict == "AMBIGUOUS")
+
+
+def test_a_resumed_run_is_named(compare: Compare, base: Run, head: Run) -> None:
+    head["perf_resumed"] = [{"started": 1.0, "cases": 1}]
+    assert "HEAD was cut short and resumed: its cases are of 2 sessions" in compare(base, head).out
+    head["perf_resumed"] = []
+    assert "cut short" not in compare(base, head).out
+
+
 @pytest.mark.parametrize("factor", [1.25, 0.75])
 def test_a_control_that_moved_makes_time_ambiguous(factor: float, compare: Compare, base: Run, head: Run) -> None:
     control = info_of(head)["control"]

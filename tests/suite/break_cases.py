@@ -1,15 +1,23 @@
 """pytest plugin for the tests' own runs of the suite: makes cases fail in the ways that `PERF_BREAK` lists.
 
-`parity` and `nan` break flash's logits, `tokens` its tokens, `raise` makes the eager model's memory pass raise,
-`skip` skips the original, `late` lets flash fail after it was timed, `teardown` while it is taken down.
+`parity` and `nan` break flash's logits, `tokens` its tokens, `skip` skips the original, `late` lets flash fail after
+it was timed, `teardown` while it is taken down. `hang` befalls the original's memory pass, `raise`, `memory`, `kill`,
+`interrupt` and `native_hang` the eager model's. `disk_full` lets the journal's disk run full when that begins,
+`unsaved` the one that the run is saved on; `no_xformers` takes the CPU for a GPU whose xFormers is broken.
 """
 
+import ctypes
+import errno
 import os
+import signal
+import time
+import weakref
 
 import pytest
 import torch
 
 from perf_tests import parity, procedure
+from perf_tests.plan import BadInputError
 from perf_tests.subject import Stage, Subject
 
 BREAK = frozenset(os.environ.get("PERF_BREAK", "").split(","))
@@ -38,15 +46,85 @@ generate = Subject.generate
 if "tokens" in BREAK:
     Subject.generate = lambda self: generate(self) + (self.implementation == "flash")
 
+held: list[weakref.ref[torch.Tensor]] = []
+
+
+def fail_allocation() -> None:
+    """Ask the CPU's allocator for a petabyte, with a tensor in hand that the error's frames keep."""
+    tensor = torch.ones(1_000_000)
+    held.append(weakref.ref(tensor))
+    tensor.expand(10**9, -1).contiguous()
+
+
+def wait_for_ever() -> None:
+    """A wait in native code that no signal ends, and that does not let go of Python's lock."""
+    mutex = ctypes.create_string_buffer(256)  # all zeros: what PTHREAD_MUTEX_INITIALIZER is on Linux
+    lock = ctypes.PyDLL(None).pthread_mutex_lock
+    lock(mutex)
+    lock(mutex)
+
+
+def too_large() -> None:
+    raise MemoryError("this model is too large\nfor this test")
+
+
+BREAKAGES = {
+    "raise": too_large,
+    "memory": fail_allocation,
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "interrupt": lambda: os.kill(os.getpid(), signal.SIGINT),
+    "native_hang": wait_for_ever,
+}
+
 record_memory = procedure.record_memory
-if "raise" in BREAK:
 
-    def record_or_raise(subject: Subject) -> dict[str, object]:
-        if subject.implementation == "eager":
-            raise MemoryError("this model is too large\nfor this test")
-        return record_memory(subject)
 
-    procedure.record_memory = record_or_raise
+def record_or_break(subject: Subject) -> dict[str, object]:
+    assert not any(reference() is not None for reference in held), "the case before has left memory in use"
+    if subject.implementation == "original" and "hang" in BREAK:
+        time.sleep(120)
+    if subject.implementation == "eager":
+        for name in BREAK & BREAKAGES.keys():
+            BREAKAGES[name]()
+    return record_memory(subject)
+
+
+procedure.record_memory = record_or_break
+
+
+def pytest_configure() -> None:
+    """Break the suite's own plugins, which must not be imported before pytest has had a look at them."""
+    from perf_tests import journal, machine, saving, terminal, timeouts
+
+    timeouts.GRACE_SECONDS = 1.0
+    if "disk_full" in BREAK:
+        journal.os = FullDisk()
+    if "unsaved" in BREAK:
+        saving.write_file = write_nothing
+    if "no_xformers" in BREAK:
+        find_xformers = machine.find_xformers
+        machine.find_xformers = terminal.find_xformers = lambda device: find_xformers("cuda")
+
+
+class FullDisk:
+    """Stands for the module `os` where the journal is written: the header and the first case's lines fit."""
+
+    def __init__(self) -> None:
+        self.room = 3
+        self.getpid = os.getpid
+
+    def fsync(self, descriptor: int) -> None:
+        self.room -= 1
+        if self.room < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def write_nothing(path: os.PathLike[str], content: bytes) -> None:
+    """No room for anything; for the probe of whether there is, a file."""
+    if content:
+        raise BadInputError(f"{path}: cannot be written: {os.strerror(errno.ENOSPC)}")
+    path.write_bytes(content)
+
 
 estimate_speedup = procedure.estimate_speedup
 if "late" in BREAK:

@@ -1,0 +1,252 @@
+"""``python -m perf_tests ci``: the steps of the GPU job, the same here as there.
+
+``measure`` looks at the machine, then measures base against head and leaves everything in a folder. ``report`` puts
+the folders of one GPU model's shards together into one comparison. Exit codes are ``compare``'s.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from perf_tests.plan import BadInputError
+from perf_tests.regression.arguments import make_parser, run_command
+from perf_tests.regression.store import write_file
+from perf_tests.regression.text import clean, escape_markdown
+from perf_tests.regression.verdicts import COULD_NOT_JUDGE
+
+from .machine_check import describe_host, look_at_gpus
+from .revisions import choose_base
+
+VERDICTS, REPORT, PAGE = "verdicts.json", "report.md", "page.html"
+SIDES = ("base.json", "head.json")
+# Of two processes a side on one machine, one after the other: what `ab` judges by.
+AB_THRESHOLD_PERCENT = "2"
+WAIT_MINUTES = "120"
+MOST_SHARDS = 64
+
+
+def main(arguments: list[str]) -> int:
+    """Run a step; return its exit code."""
+    steps = {"measure": _measure, "report": _report, "counters": _counters}
+    if not arguments or arguments[0] not in steps:
+        print(f"perf_tests ci: give one of {', '.join(steps)}", file=sys.stderr)
+        return 2
+    step = steps[arguments[0]]
+    return run_command(f"ci {arguments[0]}", lambda: step(arguments[1:]))
+
+
+def _measure(arguments: list[str]) -> int:
+    own, pytest_arguments = _split(arguments)
+    parser = make_parser("ci measure", "Look at the machine, then measure BASE against HEAD; leave all in a folder.")
+    add_commits(parser)
+    add = parser.add_argument
+    add("--shard", default="1", metavar="I", help="measure this part of the cases, counted from 1")
+    add_shards(parser)
+    add("--budget", default="", metavar="MINUTES", help="of `ab`")
+    add("--processes", default="", metavar="N", help="of `ab`")
+    options = parser.parse_args(own)
+    options.out.mkdir(parents=True, exist_ok=True)
+    try:
+        check_machine()
+        base = choose_base(options.base, options.head, fork_point=options.fork_point)
+        code = _run_ab(base, options, [*suite_arguments(options), *pytest_arguments])
+    except BadInputError as error:
+        refuse(options.out, str(error))
+        raise
+    make_page(options.out)
+    return code
+
+
+def _counters(arguments: list[str]) -> int:
+    own, pytest_arguments = _split(arguments)
+    parser = make_parser("ci counters", "Count what BASE and HEAD do, exactly and without timing; compare.")
+    add_commits(parser)
+    options = parser.parse_args(own)
+    options.out.mkdir(parents=True, exist_ok=True)
+    try:
+        from .counters import count_sides
+
+        base = choose_base(options.base, options.head, fork_point=options.fork_point)
+        count_sides(base, options.head, options.out, [*selection(options), *pytest_arguments])
+    except BadInputError as error:
+        refuse(options.out, str(error))
+        raise
+    return _compare(options.out)
+
+
+def add_commits(parser: argparse.ArgumentParser) -> None:
+    """Add what is compared, and where the result goes."""
+    add = parser.add_argument
+    add("--out", type=Path, required=True, metavar="DIR", help="the folder for runs, verdicts, report and page")
+    add("--base", default="", metavar="REV", help="default: HEAD's branch a day ago")
+    add("--head", default=".", metavar="REV", help="default: the working tree")
+    add("--fork-point", action="store_true", help="compare with the commit in which HEAD left BASE (a pull request)")
+    add("--preset", default="", metavar="NAME", help="--perf-preset of the suite")
+    add("--filter", default="", metavar="EXPRESSION", help="-k of pytest")
+
+
+def selection(options: argparse.Namespace) -> list[str]:
+    """Pytest's options for the cases that were asked for."""
+    preset = [f"--perf-preset={options.preset}"] if options.preset else []
+    return preset + ([f"-k={options.filter}"] if options.filter else [])
+
+
+def check_machine() -> None:
+    """Print the state of host and GPUs.
+
+    Raises:
+        BadInputError: a GPU that this job may use is not free, or hot.
+    """
+    gpus = look_at_gpus()
+    print(describe_host(), flush=True)  # before what the processes to come print
+    for gpu in gpus:
+        print(gpu.describe(), flush=True)
+    problems = [problem for gpu in gpus for problem in gpu.problems()]
+    if problems:
+        raise BadInputError("; ".join(problems))
+
+
+def suite_arguments(options: argparse.Namespace) -> list[str]:
+    """The pytest options of a job.
+
+    Raises:
+        BadInputError: a shard that cannot be.
+    """
+    total = count_shards(options.shards)
+    if not re.fullmatch(r"[0-9]{1,3}", options.shard) or not 1 <= int(options.shard) <= total:
+        raise BadInputError(f"--shard: {clean(options.shard, 20)!r} is none of 1 to {total}")
+    arguments = ["--perf-wait", WAIT_MINUTES, *selection(options)]
+    if total > 1:
+        arguments += ["--splits", str(total), "--group", options.shard]
+    return arguments
+
+
+def add_shards(parser: argparse.ArgumentParser) -> None:
+    """Add ``--shards``."""
+    text = "how many parts there are: a number, or all of them as JSON, [1, 2, 3] (default: 1)"
+    parser.add_argument("--shards", default="1", metavar="N", help=text)
+
+
+def count_shards(text: str) -> int:
+    """How many parts ``--shards`` means.
+
+    Raises:
+        BadInputError: it is neither a number nor the list of the first numbers.
+    """
+    try:
+        shards = json.loads(text)
+    except ValueError:
+        shards = None
+    total = len(shards) if isinstance(shards, list) else shards
+    listed = not isinstance(shards, list) or shards == [*range(1, len(shards) + 1)]
+    if isinstance(total, bool) or not isinstance(total, int) or not 1 <= total <= MOST_SHARDS or not listed:
+        raise BadInputError(f"--shards: {clean(text, 40)!r} is neither a number nor [1, 2, …]")
+    return total
+
+
+def refuse(out: Path, why: str) -> None:
+    """Leave a report of a job that came to nothing: no verdict is not a good one."""
+    document = {"verdict": "REFUSED", "exit_code": COULD_NOT_JUDGE, "notes": [clean(why, 2000)], "cases": []}
+    write_file(out / VERDICTS, (json.dumps(document, indent=2) + "\n").encode())
+    write_file(out / REPORT, f"### Could not judge\n\n{escape_markdown(why)}\n".encode())
+    _show_report(out)
+
+
+def make_page(out: Path) -> None:
+    """Tables and plots of both runs as a page; a page that fails takes no verdict with it."""
+    runs = [str(out / side) for side in SIDES if (out / side).exists()]
+    if runs and _perf_tests("report", *runs, "--html", str(out / PAGE)) != 0:
+        print("ci: the page could not be made; verdicts and report stand", file=sys.stderr)
+
+
+def _run_ab(base: str, options: argparse.Namespace, pytest_arguments: list[str]) -> int:
+    out = options.out
+    command = ["ab", base, options.head, "--json", str(out / VERDICTS), "--markdown", str(out / REPORT)]
+    command += ["--keep", str(out)]
+    for name in ("budget", "processes"):
+        if getattr(options, name):
+            command += [f"--{name}", getattr(options, name)]
+    code = _perf_tests(*command, "--", *pytest_arguments)
+    if not (out / VERDICTS).exists() or not (out / REPORT).exists():
+        refuse(out, f"the measurement ended with exit code {code} and no verdict; see the job's log")
+        return code or COULD_NOT_JUDGE
+    _show_report(out)
+    return code
+
+
+def _report(arguments: list[str]) -> int:
+    parser = make_parser("ci report", "Put the shards of one GPU model together into one comparison.")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder for the result")
+    add_shards(parser)
+    parser.add_argument("folder", type=Path, metavar="DIR", help="the folder of the folders that `ci measure` left")
+    options = parser.parse_args(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    try:
+        folders = sorted(options.folder.iterdir()) if options.folder.is_dir() else []
+        return join_shards(folders, count_shards(options.shards), options.out)
+    except BadInputError as error:
+        refuse(options.out, str(error))
+        raise
+
+
+def join_shards(folders: list[Path], expected: int, out: Path) -> int:
+    """Merge both sides of all shards and compare them; a single shard has its verdict already.
+
+    Raises:
+        BadInputError: a shard is missing: the cases that it had are missing on both sides, and no verdict would tell.
+    """
+    present = [folder for folder in folders if (folder / VERDICTS).is_file()]
+    if len(present) != expected:
+        raise BadInputError(f"{len(present)} of {expected} shards brought a result; see the jobs of the others")
+    if expected == 1:
+        for name in (VERDICTS, REPORT, PAGE, *SIDES):
+            if (present[0] / name).is_file():
+                shutil.copyfile(present[0] / name, out / name)
+        _show_report(out)
+        return int(json.loads((out / VERDICTS).read_bytes())["exit_code"])
+    for side in SIDES:
+        missing = [folder for folder in present if not (folder / side).is_file()]
+        if missing:
+            raise BadInputError(f"{clean(missing[0].name)}: no {side}; see that job's report")
+        (out / side).unlink(missing_ok=True)
+        code = _perf_tests("merge", str(out / side), *(str(folder / side) for folder in present))
+        if code:
+            raise BadInputError(f"{side}: the shards cannot be merged")
+    code = _compare(out, "--time-threshold", AB_THRESHOLD_PERCENT)
+    make_page(out)
+    return code
+
+
+def _compare(out: Path, *arguments: str) -> int:
+    """Compare the runs in ``out``."""
+    outputs = ["--json", str(out / VERDICTS), "--markdown", str(out / REPORT)]
+    (out / REPORT).unlink(missing_ok=True)
+    code = _perf_tests("compare", *(str(out / side) for side in SIDES), *outputs, *arguments)
+    if (out / REPORT).exists():
+        _show_report(out)
+    else:
+        refuse(out, "the runs could not be compared; see the job's log")
+    return code
+
+
+def _perf_tests(*arguments: str) -> int:
+    return subprocess.run([sys.executable, "-m", "perf_tests", *arguments], check=False).returncode
+
+
+def _show_report(out: Path) -> None:
+    """Add the report to the job's summary, where there is one."""
+    summary = os.environ.get("GITHUB_STEP_SUMMARY")
+    if summary:
+        with Path(summary).open("a", encoding="utf-8") as file:
+            file.write((out / REPORT).read_text(encoding="utf-8") + "\n")
+
+
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The step's own arguments, and pytest's behind ``--``."""
+    at = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:at], arguments[at + 1 :]

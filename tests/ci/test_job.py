@@ -1,0 +1,181 @@
+"""The steps of the GPU job, here on the CPU."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perf_tests.__main__ import COMMANDS
+from perf_tests.cases import Case
+from perf_tests.ci import command
+from perf_tests.ci.command import PAGE, REPORT, VERDICTS, count_shards
+from perf_tests.plan import BadInputError
+from tests.regression.make_runs import CELL, make_run, save
+
+ROOT = Path(__file__).parents[2]
+
+
+def verdicts_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / VERDICTS).read_text())
+
+
+def test_what_cannot_be_measured_leaves_a_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    assert command.main(["measure", "--out", str(tmp_path / "out"), "--base", "no <b>such</b> commit"]) == 2
+    assert "no such commit here" in capsys.readouterr().err
+    assert verdicts_of(tmp_path / "out")["verdict"] == "REFUSED"
+    for report in (tmp_path / "out" / REPORT, tmp_path / "summary.md"):
+        assert "### Could not judge" in report.read_text()
+        assert "<b>" not in report.read_text()
+
+
+def test_a_measurement_that_died_leaves_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(command, "choose_base", lambda *arguments, **options: "HEAD")
+    monkeypatch.setattr(command, "_perf_tests", lambda *arguments: 0)  # says that all is well, and wrote nothing
+    assert command.main(["measure", "--out", str(tmp_path)]) == 2
+    assert verdicts_of(tmp_path)["verdict"] == "REFUSED"
+
+
+def test_inputs_reach_pytest_as_single_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[tuple[str, ...]] = []
+    monkeypatch.setattr(command, "choose_base", lambda *arguments, **options: "0123")
+    monkeypatch.setattr(command, "_perf_tests", lambda *arguments: called.append(arguments) or 0)
+    hostile = "--co; $(rm) --perf-preset=full"
+    options = ["--filter", hostile, "--preset", "quick", "--shard", "2", "--shards", "[1, 2]", "--budget", "5"]
+    command.main(["measure", "--out", str(tmp_path), *options, "--", "--perf-rounds", "3"])
+    ab, given = called[0], called[0][called[0].index("--") + 1 :]
+    assert ab[:3] == ("ab", "0123", ".")
+    assert ab[ab.index("--budget") : ab.index("--budget") + 2] == ("--budget", "5")
+    assert f"-k={hostile}" in given
+    assert "--perf-preset=quick" in given
+    assert given[-6:] == ("--splits", "2", "--group", "2", "--perf-rounds", "3")
+
+
+@pytest.mark.parametrize("shards", ["0", "-1", "x", "[2]", "[1, 3]", "[]", "{}", "true", "1.5", "1e9", '["1"]'])
+def test_shards_that_cannot_be_are_refused(shards: str) -> None:
+    with pytest.raises(BadInputError, match="--shards"):
+        count_shards(shards)
+
+
+@pytest.mark.parametrize("shard", ["0", "3", "x", "1/2", "٢"])
+def test_a_shard_that_cannot_be_is_refused(shard: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "choose_base", lambda *arguments, **options: "0123")
+    assert command.main(["measure", "--out", str(tmp_path), "--shard", shard, "--shards", "2"]) == 2
+    assert "none of 1 to 2" in verdicts_of(tmp_path)["notes"][0]
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """Two shards of a job, as `measure` leaves them."""
+    for number, cell in enumerate((CELL, ("base.en", 6, "single")), start=1):
+        folder = tmp_path / "shards" / f"perf-shard-gpu-{number}"
+        folder.mkdir(parents=True)
+        for seed, side in enumerate(("base", "head")):
+            save(make_run([Case(*cell, "original"), Case(*cell, "flash")], seed=seed), folder / f"{side}.json")
+        (folder / VERDICTS).write_text('{"verdict": "PASS", "exit_code": 0, "cases": [], "notes": []}')
+        (folder / REPORT).write_text("### PASS\n")
+    return tmp_path / "shards"
+
+
+def join(shards: Path, out: Path, count: int) -> int:
+    return command.main(["report", "--out", str(out), "--shards", str(count), str(shards)])
+
+
+def test_shards_become_one_comparison(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert join(shards, tmp_path / "out", 2) == 0
+    cases = {case["id"] for case in verdicts_of(tmp_path / "out")["cases"]}
+    assert {case.partition("[")[2].partition("-")[0] for case in cases} == {"tiny.en", "base.en"}
+    assert "tiny.en-4-single-flash" in (tmp_path / "out" / REPORT).read_text()
+
+
+def test_a_missing_shard_is_no_pass(shards: Path, tmp_path: Path) -> None:
+    shutil.rmtree(shards / "perf-shard-gpu-2")
+    assert join(shards, tmp_path / "out", 2) == 2
+    assert verdicts_of(tmp_path / "out")["notes"] == ["1 of 2 shards brought a result; see the jobs of the others"]
+
+
+def test_a_shard_without_runs_is_no_pass(shards: Path, tmp_path: Path) -> None:
+    (shards / "perf-shard-gpu-2" / "head.json").unlink()
+    assert join(shards, tmp_path / "out", 2) == 2
+    assert verdicts_of(tmp_path / "out")["verdict"] == "REFUSED"
+
+
+@pytest.mark.parametrize("code", [0, 1, 2])
+def test_a_single_shard_keeps_its_verdict(code: int, shards: Path, tmp_path: Path) -> None:
+    shutil.rmtree(shards / "perf-shard-gpu-2")
+    (shards / "perf-shard-gpu-1" / VERDICTS).write_text(json.dumps({"verdict": "X", "exit_code": code, "cases": []}))
+    assert join(shards, tmp_path / "out", 1) == code
+    assert verdicts_of(tmp_path / "out")["verdict"] == "X"
+    assert (tmp_path / "out" / "head.json").exists()
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A clone of this checkout with one more commit, which changes nothing that is measured."""
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("not a git checkout: there are no two commits to compare")
+    tree = tmp_path / "checkout"
+    subprocess.run(["git", "clone", "--quiet", ROOT.as_uri(), tree], check=True)
+    who = ["-c", "user.name=somebody", "-c", "user.email=somebody@localhost", "-c", "commit.gpgsign=false"]
+    subprocess.run(["git", *who, "commit", "--quiet", "--allow-empty", "--message", "x"], cwd=tree, check=True)
+    return tree
+
+
+def run_step(checkout: Path, summary: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a step in `checkout`, over a miniature of tiny.en."""
+    suite = ("-p", "tests.suite.small_checkpoints", "--perf-checkpoint", "tiny.en", "--perf-decoder-layers", "2")
+    commits = ("--base", "HEAD~1", "--head", "HEAD", "--filter", "single")
+    step, *own = arguments
+    # Without pytest's own: a benchmark that finds itself in a worker of pytest-xdist times nothing.
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+    settings = {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    settings["GITHUB_STEP_SUMMARY"] = str(summary)
+    return subprocess.run(
+        [sys.executable, "-m", "perf_tests", "ci", step, *commits, *own, *suite],
+        cwd=checkout,
+        env=inherited | settings,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_the_job_from_two_commits_to_the_page(checkout: Path, tmp_path: Path) -> None:
+    out, summary = tmp_path / "out", tmp_path / "summary.md"
+    done = run_step(checkout, summary, "measure", "--out", str(out), "--processes", "2", "--", "--perf-rounds", "3")
+    assert done.returncode == 0, done.stdout + done.stderr  # unchanged code: PASS, or AMBIGUOUS on a busy machine
+    assert "host: " in done.stdout
+    verdicts = verdicts_of(out)
+    assert [case["id"] for case in verdicts["cases"]] == ["test_generate[tiny.en-2-single-flash]"]
+    assert verdicts["verdict"] in ("PASS", "AMBIGUOUS", "IMPROVED")
+    for side in ("base.json", "head.json"):
+        assert json.loads((out / side).read_text())["benchmarks"]
+    assert "tiny.en-2-single-flash" in (out / REPORT).read_text()
+    assert summary.read_text().strip() == (out / REPORT).read_text().strip()
+    if "report" in COMMANDS:
+        assert "<html" in (out / PAGE).read_text().lower()
+
+
+@pytest.mark.slow
+def test_the_counters_of_two_commits(checkout: Path, tmp_path: Path) -> None:
+    out, summary = tmp_path / "out", tmp_path / "summary.md"
+    done = run_step(checkout, summary, "counters", "--out", str(out), "--")
+    assert done.returncode == 0, done.stdout + done.stderr
+    verdicts = verdicts_of(out)
+    assert {case["verdict"] for case in verdicts["cases"]} == {"PASS"}
+    assert {metric["metric"] for case in verdicts["cases"] for metric in case["metrics"]} >= {"aten_op_count"}
+    assert not (out / "trees").exists()
+    commits = [json.loads((out / side).read_text())["commit_info"]["id"] for side in ("base.json", "head.json")]
+    assert len({*commits}) == 2
+    assert summary.read_text().strip() == (out / REPORT).read_text().strip()

@@ -1,0 +1,12 @@
+"""What all tests share: locks of their own, so that nobody's measurement keeps them waiting, nor they anybody's."""
+
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_locks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PERF_LOCKS", str(tmp_path_factory.mktemp("locks")))
+        yield

@@ -82,7 +82,8 @@ def parse_document(content: bytes, path: Path) -> Mapping[str, Any]:
     try:
         document = json.loads(content.decode("utf-8-sig"))
     except json.JSONDecodeError as error:
-        cut = error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated")
+        text = error.doc.strip()
+        cut = error.pos >= len(error.doc.rstrip()) or (text.startswith("{") and not text.endswith("}"))
         what = "JSON that is cut short" if cut else "not JSON"
         raise BadInputError(f"{shown}: {what} (line {error.lineno}: {error.msg})") from None
     except (ValueError, RecursionError) as error:

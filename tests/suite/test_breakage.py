@@ -428,6 +428,8 @@ def test_what_was_measured_on_a_busy_machine_is_flagged(state: dict[str, object]
         "speedup": None,
         "peak_memory_allocated_bytes": 1,
         "tokens_per_second": 1.0,
+        "fraction_of_limit": None,
+        "word_error_rate": None,
         "parity": {"tokens_equal": True, "max_abs_error": 0.0, "bound": 1.0},
     }
     params = {"setting": "single"}

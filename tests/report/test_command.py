@@ -189,6 +189,30 @@ def test_component_cases_are_no_cells_of_the_tables(report: Report, tmp_path: Pa
     assert len(page.tables[SINGLE]) == 13
 
 
+def test_components_stand_beside_their_limits(report: Report, tmp_path: Path) -> None:
+    run = make_run()
+    bench = run["benchmarks"][1]
+    bench["name"] = run["perf_cases"][1]["id"] = "test_decode_step[base.en-6-cache_64-flash]"
+    bench["params"] = {"checkpoint": "base.en", "decoder_layers": 6, "setting": "cache_64", "implementation": "flash"}
+    bench["stats"]["data"] = [0.02] * 20
+    floor = {"limit_bytes": 240_000_000, "limit_flops": 120_000_000, "floor_seconds": 0.01, "fraction_of_limit": 0.5}
+    bench["extra_info"] |= floor
+    run["machine_info"]["limits"] = {
+        "memory_bytes_per_second": 24e9,
+        "memory_way": "sum",
+        "flops_per_second": {"float32": 200e9},
+        "flops_ways": {"float32": "linear"},
+    }
+    page = Page(report(save(run, tmp_path / "run.json")).html)
+    assert page.tables["Components and their floors"] == [
+        ["decode_step base.en 6 cache_64", "flash", "20.0 ms", "10.0 ms", "0.50", "240,000,000", "120,000,000"]
+    ]
+    assert page.tables["The machine's limits, measured in this run"] == [
+        ["memory, GB/s", "24.0", "sum"],
+        ["matrix products in float32, GFLOP/s", "200.0", "linear"],
+    ]
+
+
 def test_what_did_not_pass_is_said(report: Report, tmp_path: Path) -> None:
     run = make_run()
     set_outcome(run, FLASH, "failed", "AssertionError: tokens differ")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from perf_tests.report.content import Section
 from perf_tests.report.subject import Subject
 
-from . import counters, history, machine, memory, others, overview, parity, tables, time, trace
+from . import counters, history, limits, machine, memory, others, overview, parity, tables, time, trace
 
 SECTIONS: tuple[Callable[[Subject], Section | None], ...] = (
     overview.build,
@@ -19,6 +19,7 @@ SECTIONS: tuple[Callable[[Subject], Section | None], ...] = (
     memory.build,
     counters.build,
     parity.build,
+    limits.build,
     others.build,
     history.build,
     machine.build,

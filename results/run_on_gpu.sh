@@ -23,11 +23,12 @@ export PYTHONPATH=$PWD:$site${PYTHONPATH:+:$PYTHONPATH}
 export LD_LIBRARY_PATH=$site/nvidia/cuda_runtime/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 export HF_HUB_OFFLINE=1 PERF_STORE=$out/store COLUMNS=150
 
-suite() { # suite NAME ARGUMENTS…: measure, and save as OUT/NAME.json
-    local name=$1
+suite() { # suite NAME ARGUMENTS…: measure, and save as OUT/NAME.json; go on with what an earlier try had measured
+    local name=$1 storage=$out/storage/$1 resume=()
     shift
+    ! compgen -G "$storage/journal_*.jsonl" >/dev/null || resume=(--perf-resume)
     python -m pytest perf_tests -p no:cacheprovider --perf-device "$device" --perf-dataset synthetic \
-        --benchmark-storage "file://$out/storage" --benchmark-json "$out/$name.json" "${small[@]}" "$@"
+        --benchmark-storage "file://$storage" --benchmark-json "$out/$name.json" "${small[@]}" "${resume[@]}" "$@"
 }
 small=()
 [ -z "${PERF_GPU_SMALL:-}" ] || small=(-p tests.suite.small_checkpoints --perf-rounds 2 --perf-checkpoint tiny.en)

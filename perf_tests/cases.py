@@ -141,7 +141,7 @@ PRESETS: dict[str, Preset] = {
             Cell("tiny.en", 4, "batched_small"),
         ),
         rounds={"single": 4, "batched_small": 3},
-        case_budget_seconds=42,
+        case_budget_seconds=36,
     ),
     "paper": Preset(cells=_cells(PAPER_ROWS, ("single", "batched")), rounds={}, case_budget_seconds=120),
     "full": Preset(cells=_cells((*PAPER_ROWS, *LATER_ROWS), ("single", "batched")), rounds={}, case_budget_seconds=120),

@@ -1,9 +1,9 @@
 """A case's noise on a machine, from runs of unchanged code: what its calibration holds.
 
-Every two of the runs are compared as ``compare`` would, in either order. ``noise`` is what 95 of 100 of these changes
-stay below. A slowdown moves all of a pair's figures, as logarithms, by the same amount; so for each two runs the
-smallest one that would have been found is known without slowing anything, and ``smallest_visible_change`` is what 95 of
-100 of them stay below.
+Every two of the runs are compared as ``compare`` would, in either order. ``noise`` is what 98 of 100 of these changes
+stay below, so that unchanged code is slower by more in one comparison of a hundred. A slowdown moves all of a pair's
+figures, as logarithms, by the same amount; so for each two runs the smallest one that would have been found is known
+without slowing anything, and ``smallest_visible_change`` is what 95 of 100 of them stay below.
 """
 
 import math
@@ -15,8 +15,9 @@ from .records import Record
 from .statistics import Rounds, corrected_change
 from .thresholds import DEFAULTS, TIME
 
+NOISE_SHARE = 0.98
 POWER = 0.95
-# With fewer, the pairs of runs are too few for a 95th percentile: 6 runs make 30.
+# With fewer, the pairs of runs are too few for percentiles: 6 runs make 30.
 LEAST_RUNS = 6
 
 
@@ -47,7 +48,7 @@ def measure_noise(records: Sequence[Record]) -> CaseNoise:
         raise ValueError(f"{len(records)} runs; at least {LEAST_RUNS} are needed")
     rounds = [Rounds(record.control_seconds, record.seconds, record.process_rounds) for record in records]
     compared = [both for one, other in combinations(rounds, 2) for both in _compare(one, other)]
-    noise = math.expm1(float(np.quantile([abs(each.change) for each in compared], POWER)))
+    noise = math.expm1(float(np.quantile([abs(each.change) for each in compared], NOISE_SHARE)))
     allowed = math.log1p(max(noise, DEFAULTS[TIME]))
     visible = [max(allowed - each.change, -each.low) for each in compared]
     return CaseNoise(len(records), noise, math.expm1(float(np.quantile(visible, POWER))))

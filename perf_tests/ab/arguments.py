@@ -1,6 +1,8 @@
 """What ``ab`` and ``calibrate`` share: pytest's arguments after ``--``, progress, and being interrupted."""
 
 import argparse
+import hashlib
+import json
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -56,6 +58,11 @@ def minutes(text: str) -> float:
 def tell(command: str, line: str) -> None:
     """Progress goes to standard error: standard output is the report's."""
     print(f"{command}: {line}", file=sys.stderr, flush=True)
+
+
+def session_name(command: str, parts: Sequence[str]) -> str:
+    """The name of the session of ``command`` that measures just what ``parts`` say, so that it is found again."""
+    return f"{command}-{hashlib.sha256(json.dumps([*parts]).encode()).hexdigest()[:12]}"
 
 
 @contextmanager

@@ -4,8 +4,7 @@ Exit codes: 0 where the calibration was written, 2 where it could not be or the 
 """
 
 import argparse
-import hashlib
-import json
+import shutil
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +20,7 @@ from perf_tests.regression.runs import Run, read_run
 from perf_tests.regression.text import clean, count_of, percent
 from perf_tests.regression.thresholds import FOREIGN_LOAD_CORES
 
-from .arguments import SESSIONS, at_least, interrupts_end_in_order, split_arguments, tell, with_default
+from .arguments import SESSIONS, at_least, interrupts_end_in_order, session_name, split_arguments, tell, with_default
 from .process import Job, measure
 from .trees import WORKING_TREE, digest_of, find_repository, find_revision
 
@@ -43,6 +42,9 @@ def _calibrate(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     if not measured:
         raise BadInputError(f"no case could be calibrated from {count_of(len(runs), 'run')}")
     path = write_calibration(runs, measured)
+    if not options.runs_from:
+        for run in runs:  # the session is over: the next one measures anew
+            Path(run.name).unlink()
     _print_table(measured)
     print(f"{clean(path)}: {count_of(len(measured), 'case')}")
     return 0
@@ -59,13 +61,14 @@ def measure_runs(options: argparse.Namespace, arguments: Sequence[str]) -> list[
     repository = find_repository(Path.cwd())
     arguments = with_default(arguments, "--perf-implementation", "flash")
     parts = [digest_of(repository, find_revision(repository, WORKING_TREE)), *arguments]
-    name = f"calibrate-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]}"
-    folder = repository / SESSIONS / name
+    folder = repository / SESSIONS / session_name("calibrate", parts)
+    if options.fresh:
+        shutil.rmtree(folder, ignore_errors=True)
     runs = []
     with interrupts_end_in_order(folder):
         for number in range(1, options.runs + 1):
             out = folder / f"{number:03}.json"
-            if out.exists() and not options.fresh:
+            if out.exists():
                 runs.append(read_run(out))
                 continue
             tell("calibrate", f"run {number} of {options.runs}")

@@ -5,8 +5,6 @@ session was interrupted.
 """
 
 import argparse
-import hashlib
-import json
 import shutil
 from collections.abc import Sequence
 from functools import partial
@@ -25,12 +23,13 @@ from .arguments import (
     has_option,
     interrupts_end_in_order,
     minutes,
+    session_name,
     split_arguments,
     tell,
     with_default,
 )
 from .session import LEAST_BLOCKS, Limits, Pooled, Session, run_session
-from .trees import Revision, digest_of, find_repository, find_revision, make_sides
+from .trees import digest_of, find_repository, find_revision, make_sides
 
 BLOCKS = 6
 # Many short processes tell more than few long ones, down to where starting one takes as long as measuring.
@@ -54,7 +53,7 @@ def measure_and_compare(options: argparse.Namespace, arguments: Sequence[str]) -
     repository = find_repository(Path.cwd())
     base, head = (find_revision(repository, asked) for asked in (options.base, options.head))
     arguments = with_defaults(arguments)
-    name = session_name(repository, base, head, arguments)
+    name = session_name("ab", [digest_of(repository, base), digest_of(repository, head), *arguments])
     folder = options.keep or repository / SESSIONS / name
     trees = folder / "trees"
     limits = Limits(options.processes, None if options.budget is None else 60 * options.budget)
@@ -74,12 +73,6 @@ def with_defaults(arguments: Sequence[str]) -> list[str]:
     if has_option(arguments, "--perf-rounds"):
         return arguments
     return with_default(arguments, "--perf-case-budget", f"{CASE_BUDGET_SECONDS:g}")
-
-
-def session_name(repository: Path, base: Revision, head: Revision, arguments: Sequence[str]) -> str:
-    """The folder of the session that measures just this, so that it is found again."""
-    parts = [digest_of(repository, base), digest_of(repository, head), *arguments]
-    return f"ab-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]}"
 
 
 def _prepare(session: Session, *, fresh: bool) -> None:

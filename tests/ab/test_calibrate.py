@@ -63,6 +63,22 @@ def test_an_interrupted_calibration_goes_on(say: Say, lab: Lab) -> None:
     assert len(lab.jobs) == 4 + 3
 
 
+def test_a_finished_calibration_is_measured_anew(say: Say, lab: Lab) -> None:
+    say("--runs", "6")
+    assert say("--runs", "6")[0] == 0
+    assert len(lab.jobs) == 12
+
+
+def test_a_fresh_calibration_takes_nothing_over(say: Say, lab: Lab) -> None:
+    lab.interrupt_at = 4
+    say("--runs", "6")
+    lab.interrupt_at = 6
+    say("--runs", "6", "--fresh")
+    lab.interrupt_at = 0
+    assert say("--runs", "6")[0] == 0
+    assert len(lab.jobs) == 4 + 2 + 5
+
+
 def test_saved_runs_will_do(say: Say, saved: list[Path]) -> None:
     code, out, _ = say("--from", *saved)
     assert code == 0

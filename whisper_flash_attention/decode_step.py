@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import kernels
+from . import kernels, weighted_rows
 from .kv_cache import WhisperKVCache
 from .layout import DecoderWeights, LayerWeights
 
@@ -73,7 +73,14 @@ def run_decoder(
         hidden = kernels.linear(expanded, layer.fc2.weight, layer.fc2.bias, residual=hidden)
     if new > 1:
         hidden = hidden.view(batch, new, -1)[:, -1]
-    return kernels.linear(_norm(hidden, weights.norm), weights.projection)
+    return _project(_norm(hidden, weights.norm), weights)
+
+
+def _project(hidden: Tensor, weights: DecoderWeights) -> Tensor:
+    """Project the last hidden states `(batch, d)` to the vocabulary."""
+    if hidden.shape[0] == 1 and weights.projection_bags is not None and weighted_rows.serves(hidden):
+        return weighted_rows.product(hidden, weights.projection.t(), weights.projection_bags)
+    return kernels.linear(hidden, weights.projection)
 
 
 def causal_mask(queries: int, span: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
@@ -114,15 +121,13 @@ def _cross_attention(
     if states is not None:
         context = _attend_to_states(layer, query.reshape(batch, heads, new, head_dim), states, scale)
     else:
-        context = kernels.attend_by_products(
-            query.reshape(batch * heads, new, head_dim),
-            cache.cross_keys_t[index],
-            cache.cross_values[index],
-            scale,
-            None,
-        )
-        if new > 1:
-            context = context.view(batch, heads, new, head_dim)
+        query = query.reshape(batch * heads, new, head_dim)
+        keys_t, values = cache.cross_keys_t[index], cache.cross_values[index]
+        if new == 1 and weighted_rows.serves(query):
+            attention = kernels.attention_weights(query, keys_t, scale, None)
+            context = weighted_rows.sum_rows(values.flatten(0, 1), cache.cross_bags, attention.view(-1))
+        else:
+            context = kernels.attend_by_products(query, keys_t, values, scale, None).view(batch, heads, new, head_dim)
     return _add_projected(hidden, context, layer.cross_out)
 
 

@@ -5,12 +5,15 @@ multiplies) and the cache that Transformers passes around: layers, lengths, reor
 memory. Nothing is concatenated, and nothing but the new tokens is copied per step.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.cache_utils import DynamicLayer
+
+from .weighted_rows import Bags, consecutive
 
 
 class CacheShape(NamedTuple):
@@ -143,6 +146,11 @@ class WhisperKVCache(EncoderDecoderCache):  # type: ignore[misc]
         if cross_buffer is not None:
             self.cross_attention_cache.layers = [InPlaceLayer(buffer) for buffer in cross_buffer]
         self.is_updated = dict.fromkeys(range(shape.layers), False)
+
+    @functools.cached_property
+    def cross_bags(self) -> Bags:
+        """Which rows of `cross_values` a sum per sequence and head takes: all its frames."""
+        return consecutive(self.shape.batch * self.shape.heads, self.shape.frames)
 
     def set_lengths(self, length: int) -> None:
         """Say how far the loop has written the buffers, so that Transformers sees the same: cross-attention whole."""

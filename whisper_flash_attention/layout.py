@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.whisper.modeling_whisper import WhisperDecoder, WhisperDecoderLayer
 
-from . import kernels
+from . import kernels, weighted_rows
 from .flash_attention import WhisperFlashAttention
 
 Storages = tuple[tuple[int, int, tuple[int, ...]], ...]
@@ -63,6 +63,7 @@ class DecoderWeights(NamedTuple):
         layers: Its layers.
         norm: The last layer norm.
         projection: `(vocabulary, d)`.
+        projection_bags: How `weighted_rows` multiplies by it, where its columns are contiguous and it can.
         heads: Attention heads.
         storages: The modules and where their numbers were when this was made, as `storages_of` gives them.
     """
@@ -72,6 +73,7 @@ class DecoderWeights(NamedTuple):
     layers: tuple[LayerWeights, ...]
     norm: nn.LayerNorm
     projection: Tensor
+    projection_bags: weighted_rows.Bags | None
     heads: int
     storages: "Storages"
 
@@ -142,7 +144,8 @@ def lay_out(decoder: WhisperDecoder, projection: nn.Linear) -> DecoderWeights:
             layer.encoder_attn.out_proj,
             layer.fc1,
         ):
-            _store_columns(linear.weight)
+            if kernels.prefers_columns(linear.weight):
+                _store_columns(linear.weight)
         layers.append(
             LayerWeights(
                 self_norm=layer.self_attn_layer_norm,
@@ -159,13 +162,17 @@ def lay_out(decoder: WhisperDecoder, projection: nn.Linear) -> DecoderWeights:
                 fc2=layer.fc2,
             )
         )
-    _store_columns(projection.weight)
+    bags = None
+    if kernels.prefers_vocabulary_columns(projection.weight):
+        _store_columns(projection.weight)
+        bags = weighted_rows.across(projection.in_features, projection.out_features)
     return DecoderWeights(
         token_embedding=decoder.embed_tokens.weight,
         position_embedding=decoder.embed_positions.weight,
         layers=tuple(layers),
         norm=decoder.layer_norm,
         projection=projection.weight,
+        projection_bags=bags,
         heads=decoder.config.decoder_attention_heads,
         storages=storages_of(decoder, projection),
     )
@@ -183,8 +190,8 @@ def restore(decoder: WhisperDecoder, projection: nn.Linear) -> None:
 
 
 def _store_columns(weight: Tensor) -> None:
-    """Store a weight `(out, in)` transposed where that multiplies faster."""
-    if kernels.prefers_columns(weight) and weight.stride() != (1, weight.shape[0]):
+    """Store a weight `(out, in)` transposed."""
+    if weight.stride() != (1, weight.shape[0]):
         weight.data = weight.t().contiguous().t()
 
 

@@ -24,6 +24,11 @@ def matrix_vector_flops(matrix: Shape, result: Shape) -> int:
     return 2 * matrix.numel()
 
 
+def weighted_rows_flops(indices: Shape, result: Shape) -> int:
+    """Rows scaled and added up, as many as there are indices: 2·rows·columns."""
+    return 2 * indices.numel() * result[-1]
+
+
 def attention_flops(query: Shape, key: Shape, value: Shape, result: Shape) -> int:
     """Both products of attention, 2·B·H·Q·K·(d_k + d_v); shapes are (batch, heads, length, head size)."""
     batch, heads, queries, width = query
@@ -67,6 +72,7 @@ OWN = {
     ("aten", "addmv", ""): Formula(matrix_vector_flops, (1,)),
     ("aten", "addbmm", ""): Formula(product_flops, (1,)),
     ("aten", "_addmm_activation", ""): Formula(product_flops, (1,)),
+    ("aten", "_embedding_bag_forward_only", ""): Formula(weighted_rows_flops, (1,)),
     ("aten", "mkldnn_linear", ""): Formula(product_flops, (0,)),
     ("aten", "mkldnn_convolution", ""): Formula(convolution_flops, (1,)),
     ("mkldnn", "_linear_pointwise", ""): Formula(product_flops, (0,)),

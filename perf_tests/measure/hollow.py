@@ -33,8 +33,20 @@ def linear_add(x: torch.Tensor, other: torch.Tensor, weight: torch.Tensor, *rest
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
-# For operators that torch has no meta kernel of; one that is in neither is computed.
-META_KERNELS: dict[str, Callable[..., torch.Tensor]] = {"mkldnn._linear_pointwise.binary": linear_add}
+def weighted_rows(
+    table: torch.Tensor, indices: torch.Tensor, offsets: torch.Tensor, *rest: object
+) -> tuple[torch.Tensor, ...]:
+    """What an embedding bag returns: (bags, features), and three of integers that only training looks at."""
+    unused = indices.new_empty(0)
+    return table.new_empty((offsets.shape[0], table.shape[1])), unused, unused, unused
+
+
+# For operators that torch has no meta kernel of, or whose results are not all numbers; one that is not here and has no
+# kernel either is computed.
+META_KERNELS: dict[str, Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]] = {
+    "mkldnn._linear_pointwise.binary": linear_add,
+    "aten._embedding_bag_forward_only.default": weighted_rows,
+}
 
 
 class EndedEarlyError(RuntimeError):
@@ -114,14 +126,13 @@ def _result_layout(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     That is where a result is no floating-point tensor (nor the choice of a token, which is 0), and where there is no
     meta kernel.
     """
+    own = META_KERNELS.get(str(func))
     try:
-        result = META_KERNELS.get(str(func), func)(
-            *_as_meta(args), **{name: _as_meta(value) for name, value in kwargs.items()}
-        )
+        result = (own or func)(*_as_meta(args), **{name: _as_meta(value) for name, value in kwargs.items()})
     except (NotImplementedError, RuntimeError):
         return None
     results = result if isinstance(result, tuple | list) else [result]
-    chooses = func is TOKEN_CHOICE
+    chooses = own is not None or func is TOKEN_CHOICE
     if not all(isinstance(each, torch.Tensor) and (chooses or each.is_floating_point()) for each in results):
         return None
     layouts = [Layout.of(each) for each in results]

@@ -20,7 +20,8 @@ NO_TIMESTAMPS = 211
 FIRST_TIMESTAMP = 212
 SOURCE_POSITIONS = 50
 WINDOW = 2 * SOURCE_POSITIONS  # mel frames, as 3000 are to the real 1500
-VOCABULARY = FIRST_TIMESTAMP + SOURCE_POSITIONS + 1
+# One more than there are tokens: like 51864 it divides into parts, which a kernel works on side by side.
+VOCABULARY = FIRST_TIMESTAMP + SOURCE_POSITIONS + 2
 TARGET_POSITIONS = 64
 MEL_BINS = 80
 

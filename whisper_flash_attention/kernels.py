@@ -21,8 +21,9 @@ otherwise. Weights are `(out, in)` as in `torch.nn.Linear`; M is the number of r
 | (51864, 384) bfloat16 | 1 | 2.57 | 2.51 | 2.23 |
 | (384, 1536) bfloat16, `fc2` | 1 | 0.086 | 0.085 | 0.105 |
 
-*Rows* is PyTorch's own layout; *columns* is the weight stored transposed, which `layout.py` does for the weights
-that the decoder multiplies one token at a time.
+*Rows* is PyTorch's own layout; *columns* is the weight stored transposed, which `layout.py` does for those weights of
+the decoder that multiply faster so (`prefers_columns`). One row times the vocabulary, and one query's weights times the
+values of the cross-attention, are sums of weighted rows (`weighted_rows.py`).
 
 | encoder self-attention, 6 heads of 64, 1500 frames | SDPA | matmul per head, 500 queries at a time |
 |---|---|---|

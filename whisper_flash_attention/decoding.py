@@ -25,6 +25,7 @@ from transformers import (
 from transformers.generation import GenerateEncoderDecoderOutput
 from transformers.modeling_outputs import BaseModelOutput
 
+from .captured_decoding import hand_over
 from .decode_step import causal_mask, project_cross, run_decoder
 from .flash_attention import ATTENTION_NAME
 from .kv_cache import CacheShape, WhisperKVCache, empty_cross_buffer
@@ -162,7 +163,9 @@ def decode(
     as_dict = bool(generation_config.return_dict_in_generate)
     stores_cross = as_dict or model.stores_cross_attention(batch)
     captures = device.type == "cuda" and chooser.is_capturable and not as_dict
+    call = call_of(model)
     with model.greedy_session(shape, chooser, stores_cross=stores_cross, captures=captures) as session:
+        hand_over(call.states if call else None)
         cross_buffer, states = _encode(
             model, weights, model_kwargs["encoder_outputs"], inputs_tensor, shape, stores_cross, session
         )
@@ -189,7 +192,8 @@ def decode(
                 length += 1
         sequences = ids[:, :length].clone()
 
-    model.note_decoding(cache, captured=session is not None)
+    hand_over(sequences, call.states if call else None)
+    model.note_decoding(cache, captured=session is not None and session.captures)
     if not as_dict:
         return sequences
     cache.set_lengths(length - 1)
@@ -343,8 +347,12 @@ def _encode(
         the memory of `session`, where there is one.
     """
     cross_buffer = None if session is None else session.cache.cross_buffer
+    held = None if session is None else session.states
     kept = []
     for row, part in _encoded_parts(model, outputs, features, shape):
+        if held is not None:
+            held[row : row + len(part)] = part
+            continue
         if not stores_cross:
             kept.append(part)
             continue
@@ -353,8 +361,9 @@ def _encode(
         project_cross(weights, cross_buffer, part, row)
     if stores_cross:
         return cross_buffer, None
-    states = kept[0] if len(kept) == 1 else torch.cat(kept)
-    return None, states if session is None else session.hold_states(states)
+    if held is not None:
+        return None, held
+    return None, kept[0] if len(kept) == 1 else torch.cat(kept)
 
 
 def _encoded_parts(

@@ -18,7 +18,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperAttention, WhisperEncoderLayer, WhisperModel
 
 from . import decoding, kernels, layout
-from .captured_decoding import GreedySession
+from .captured_decoding import GreedySession, on_decoding_stream
 from .flash_attention import WhisperFlashAttention
 from .kv_cache import CacheShape, WhisperKVCache
 
@@ -269,6 +269,8 @@ class WhisperFlashAttentionForConditionalGeneration(WhisperForConditionalGenerat
     ) -> Iterator[GreedySession | None]:
         """Lend the buffers and graphs of captured decoding for one call, the last call's where they fit.
 
+        The block then runs on the stream of captured decoding.
+
         Args:
             shape: Dimensions of the cache.
             chooser: Ends of sequences.
@@ -279,13 +281,14 @@ class WhisperFlashAttentionForConditionalGeneration(WhisperForConditionalGenerat
             yield None
             return
         weights, eos, pad = self.decoder_weights(), chooser.stopping.eos, chooser.pad
-        with _state_lock:
-            session, self._session = self._session, None
-        if session is None or not session.serves(weights, shape, eos, pad, stores_cross=stores_cross):
-            session = None  # lets go of the old buffers before the new ones are made
-            session = GreedySession(weights, shape, eos, pad, stores_cross=stores_cross, captures=True)
-        yield session
-        self._session = session
+        with on_decoding_stream(weights.projection.device):
+            with _state_lock:
+                session, self._session = self._session, None
+            if session is None or not session.serves(weights, shape, eos, pad, stores_cross=stores_cross):
+                session = None  # lets go of the old buffers before the new ones are made
+                session = GreedySession(weights, shape, eos, pad, stores_cross=stores_cross, captures=True)
+            yield session
+            self._session = session
 
     @contextmanager
     def uncaptured(self) -> Iterator[None]:

@@ -21,9 +21,11 @@ import torch
 from torch import Tensor
 
 from .decode_step import run_decoder
+from .decoder import Padding
 from .kv_cache import CacheShape, WhisperKVCache, empty_cross_buffer
 from .layout import DecoderWeights
 from .logits import Suppression
+from .timestamps import TimestampRules, TimestampState
 
 CHECK_EVERY = 16
 """Tokens between two looks at the flags of the finished sequences: a look stalls the device for about one step, and
@@ -41,8 +43,11 @@ def on_decoding_stream(device: torch.device) -> Iterator[None]:
     stream: what leaves it goes through `hand_over`.
 
     Args:
-        device: A CUDA device, with its index.
+        device: A CUDA device, with its index; on any other one nothing is done.
     """
+    if device.type != "cuda":
+        yield
+        return
     stream, lock = _decoding_stream(device)
     # A thread that gave the stream work while another one captures would have it recorded.
     with lock:
@@ -81,7 +86,9 @@ class GreedySession:
         shape: Dimensions of the cache.
         eos: `(n,)`, ids that end a sequence, or None.
         pad: `()`, the id that follows the end.
+        timestamps: The rules about timestamps, or None.
         stores_cross: Whether cross keys and values are stored; else the step attends to `states`.
+        hides: Whether prompts may be padded.
         captures: Whether steps are captured and replayed, which needs a CUDA device, and `on_decoding_stream` around
             every use of the session.
 
@@ -102,8 +109,10 @@ class GreedySession:
         shape: CacheShape,
         eos: Tensor | None,
         pad: Tensor | None,
+        timestamps: TimestampRules | None = None,
         *,
         stores_cross: bool,
+        hides: bool = False,
         captures: bool,
     ) -> None:
         table = weights.token_embedding
@@ -115,12 +124,19 @@ class GreedySession:
             None if stores_cross else torch.empty(shape.batch, shape.frames, table.shape[1], dtype=dtype, device=device)
         )
         self.ids = torch.zeros(shape.batch, shape.capacity + 1, dtype=torch.long, device=device)
-        self.eos, self.pad = eos, pad
+        self.eos, self.pad, self.timestamps = eos, pad, timestamps
+        self._padding = None
+        if hides:
+            hidden = torch.zeros(shape.batch, 1, 1, shape.capacity, dtype=dtype, device=device)
+            self._padding = Padding(hidden, torch.zeros(shape.batch, dtype=torch.long, device=device))
         self._slots = torch.arange(shape.capacity, device=device)
         self._tokens = torch.zeros(shape.batch, dtype=torch.long, device=device)
         self._position = torch.zeros(1, dtype=torch.long, device=device)
         self._unfinished = torch.ones(shape.batch, dtype=torch.bool, device=device)
         self._forbidden = torch.zeros(weights.projection.shape[0], device=device)
+        self._stamps = TimestampState(
+            torch.zeros_like(self._unfinished), torch.zeros_like(self._unfinished), torch.zeros_like(self._tokens)
+        )
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
     def serves(
@@ -129,23 +145,52 @@ class GreedySession:
         shape: CacheShape,
         eos: Tensor | None,
         pad: Tensor | None,
+        timestamps: TimestampRules | None,
         *,
         stores_cross: bool,
+        hides: bool,
     ) -> bool:
-        """Whether a call with these can use the session: same memory, same shape, same end."""
+        """Whether a call with these can use the session: same memory, same shape, same end, same rules."""
         return (
             weights is self.weights
             and shape == self.cache.shape
             and stores_cross == (self.states is None)
+            and hides == (self._padding is not None)
             and _same_tokens(eos, self.eos)
             and _same_tokens(pad, self.pad)
+            and _key(timestamps) == _key(self.timestamps)
         )
 
-    def start(self, tokens: Tensor, length: int) -> None:
-        """Take the first chosen tokens `(batch,)`, the last of a sequence of `length` tokens that `ids` now holds."""
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the large buffers."""
+        buffers = (self.cache.self_buffer, self.cache.cross_buffer, self.states)
+        return sum(buffer.nbytes for buffer in buffers if buffer is not None)
+
+    def hold_states(self, states: Tensor) -> Tensor:
+        """Copy encoder states to where the graphs read them."""
+        assert self.states is not None
+        return self.states.copy_(states)
+
+    def start(
+        self, tokens: Tensor, length: int, stamps: TimestampState | None = None, padding: Padding | None = None
+    ) -> None:
+        """Take the first chosen tokens.
+
+        Args:
+            tokens: `(batch,)`, the last of the sequences that `ids` now holds.
+            length: Tokens of these sequences, prompt included.
+            stamps: Their state, where there are rules about timestamps.
+            padding: Of their prompts, where some are padded.
+        """
         # A step multiplies what it masks by zero, which is no help against NaNs, of memory never written or left by
         # another call.
         self.cache.self_buffer[..., length - 1 :, :].zero_()
+        if self._padding is not None and padding is not None:
+            self._padding.hidden.copy_(padding.hidden)
+            self._padding.shift.copy_(padding.shift)
+        if stamps is not None:
+            self._hold_stamps(stamps)
         self._tokens.copy_(tokens)
         self._position.fill_(length - 1)
         self._unfinished.fill_(True)
@@ -180,9 +225,15 @@ class GreedySession:
         """Decode one token per sequence, attending to `span` cached positions of which the later ones are masked."""
         unwritten = self._slots[:span] > self._position
         mask = torch.zeros(1, span, dtype=self.weights.token_embedding.dtype, device=unwritten.device)
+        places = None
+        if self._padding is not None:
+            mask, places = mask + self._padding.hidden[..., :span], self._padding.shift + self._position
         mask.masked_fill_(unwritten, torch.finfo(mask.dtype).min)
-        logits = run_decoder(self.weights, self.cache, self._tokens, self._position, span, mask, self.states)
-        tokens = (logits + self._forbidden).argmax(dim=-1)
+        logits = run_decoder(self.weights, self.cache, self._tokens, self._position, span, mask, self.states, places)
+        scores = logits + self._forbidden
+        if self.timestamps is not None:
+            scores = self.timestamps.apply(scores, self._stamps)
+        tokens = scores.argmax(dim=-1)
         if self.eos is not None:
             if self.pad is not None:
                 tokens = torch.where(self._unfinished, tokens, self.pad)
@@ -190,6 +241,14 @@ class GreedySession:
         self._position.add_(1)
         self.ids.index_copy_(1, self._position, tokens[:, None])
         self._tokens.copy_(tokens)
+        if self.timestamps is not None:
+            self._hold_stamps(self.timestamps.following(self._stamps, tokens))
+
+    def _hold_stamps(self, stamps: TimestampState) -> None:
+        last, penultimate, latest = stamps
+        self._stamps.penultimate.copy_(penultimate)  # may be the old `last`, so before it
+        self._stamps.last.copy_(last)
+        self._stamps.latest.copy_(latest)
 
     def _advance(self, span: int) -> None:
         if self.captures and span not in self._graphs:
@@ -206,7 +265,7 @@ class GreedySession:
 
     def _capture(self, span: int) -> torch.cuda.CUDAGraph:
         """Record `step` as a graph. Its state is put back after the warm-up that capture needs."""
-        state = (self._tokens, self._position, self._unfinished, self.ids)
+        state = (self._tokens, self._position, self._unfinished, self.ids, *self._stamps)
         saved = [tensor.clone() for tensor in state]
         self.step(span)
         for tensor, value in zip(state, saved, strict=True):
@@ -227,6 +286,10 @@ class GreedySession:
         if not bool(ended.any()):
             return length
         return start + int(ended.int().argmax())
+
+
+def _key(timestamps: TimestampRules | None) -> object:
+    return None if timestamps is None else timestamps.key
 
 
 def _same_tokens(first: Tensor | None, second: Tensor | None) -> bool:

@@ -9,7 +9,7 @@ import torch
 from transformers import MaxTimeCriteria, StoppingCriteriaList
 
 from whisper_flash_attention.captured_decoding import GreedySession
-from whisper_flash_attention.decoding import TokenChooser
+from whisper_flash_attention.choosing import TokenChooser
 from whisper_flash_attention.kv_cache import CacheShape
 
 from .compare import OperationCounter, assert_half_tokens_agree, assert_same
@@ -92,15 +92,15 @@ def uncaptured_sessions(model: Any, sessions: list[GreedySession]) -> Iterator[N
 
     @contextmanager
     def lend(
-        shape: CacheShape, chooser: TokenChooser, *, stores_cross: bool, captures: bool
+        shape: CacheShape, chooser: TokenChooser, *, captures: bool, **kind: bool
     ) -> Iterator[GreedySession | None]:
-        if not chooser.is_capturable:
+        if not captures:
             yield None
             return
         weights = model.decoder_weights()
-        eos, pad = chooser.stopping.eos, chooser.pad
-        if not sessions or not sessions[-1].serves(weights, shape, eos, pad, stores_cross=stores_cross):
-            sessions.append(GreedySession(weights, shape, eos, pad, stores_cross=stores_cross, captures=False))
+        ends = (chooser.stopping.eos, chooser.pad, chooser.processor.timestamps)
+        if not sessions or not sessions[-1].serves(weights, shape, *ends, **kind):
+            sessions.append(GreedySession(weights, shape, *ends, **kind, captures=False))
         yield sessions[-1]
 
     with pytest.MonkeyPatch.context() as patch:

@@ -102,7 +102,7 @@ step_peers() { python3 -m perf_tests peers --only contest --json "$out/peers.jso
 
 set -m # a job of its own for each step, which hears Ctrl-C from the trap below
 job='' stopped=''
-trap 'stopped=1; [ -z "$job" ] || kill -INT -- "-$job" 2>/dev/null' INT TERM
+trap 'stopped=interrupted; [ -z "$job" ] || kill -INT -- "-$job" 2>/dev/null' INT TERM
 failed=0
 for step in "${steps[@]}"; do
     before=$(cat "$out/$step.code" 2>/dev/null)
@@ -113,7 +113,7 @@ for step in "${steps[@]}"; do
     *) [ $# -gt 0 ] || { echo "$step: failed before ($before), see $step.log; name it to run it again" && failed=1 && continue; } ;;
     esac
     if [ -n "$stopped" ] || [ $left -lt 10 ]; then
-        echo "$step: no time left; the same command goes on" && failed=1 && continue
+        echo "$step: not begun, ${stopped:-no time is left}; the same command goes on" && failed=1 && continue
     fi
     start=$SECONDS
     functions=$(declare -f suite "step_$step")

@@ -54,7 +54,7 @@ if [ -n "$wheels" ] && [ ! -d "$site" ]; then
 fi
 export PYTHONPATH=$PWD:$site${PYTHONPATH:+:$PYTHONPATH}
 export LD_LIBRARY_PATH=$cuda12/nvidia/cuda_runtime/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
-export HF_HUB_OFFLINE=1 PERF_STORE=$out/store COLUMNS=150 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+export HF_HUB_OFFLINE=1 PERF_STORE=$out/store COLUMNS=150 PYTHONUNBUFFERED=1
 
 if [ "$device" != cpu ] && ! python3 -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     echo "run_on_gpu.sh: no GPU that PyTorch can use" >&2
@@ -106,7 +106,7 @@ trap 'stopped=interrupted; [ -z "$job" ] || kill -INT -- "-$job" 2>/dev/null' IN
 failed=0
 for step in "${steps[@]}"; do
     before=$(cat "$out/$step.code" 2>/dev/null)
-    left=$((${PERF_GPU_SECONDS:-1500} - SECONDS)) limit=${PERF_GPU_STEP_SECONDS:-540}
+    left=$((${PERF_GPU_SECONDS:-1500} - SECONDS)) limit=${PERF_GPU_STEP_SECONDS:-510}
     case ${before:-none} in
     0) echo "$step: done before" && continue ;;
     none | 124 | 130 | 137) ;; # new, or cut short

@@ -175,8 +175,10 @@ class FastGenerationMixin(WhisperGenerationMixin):  # type: ignore[misc]
         with _state_lock:
             pool = self._sessions = self._sessions or SessionPool()
         ends = (chooser.stopping.eos, chooser.pad, chooser.processor.timestamps)
-        kind = {"stores_cross": stores_cross, "hides": hides}
-        with on_decoding_stream(weights.projection.device), pool.lend(weights, shape, *ends, **kind) as session:
+        with (
+            on_decoding_stream(weights.projection.device),
+            pool.lend(weights, shape, *ends, stores_cross=stores_cross, hides=hides) as session,
+        ):
             yield session
 
     @contextmanager

@@ -51,6 +51,7 @@ def test_a_case_in_which_the_process_dies_twice_failed(tmp_path: Path) -> None:
     assert saved["perf_cases"][1]["reason"] == "the process died in it, 2 times"
 
 
+@pytest.mark.slow
 def test_a_lost_device_ends_the_session_and_another_goes_on(tmp_path: Path) -> None:
     first = run_broken(tmp_path, "lost")
     assert first.returncode == 2

@@ -17,8 +17,9 @@ import pytest
 from pytest_benchmark.utils import safe_dumps
 
 from .audio import first_line
+from .measure.device import lost_device
 from .measure.out_of_memory import describe_out_of_memory
-from .options import is_perf_item
+from .options import PLAN, is_perf_item
 
 JOURNAL_VERSION = 2
 NOT_RUN = "not run: the session ended before it"
@@ -179,9 +180,11 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     except BaseException:
         journal.leave(item.name)
         raise
-    journal.close(item.name, _measurement(item))
+    entry = journal.close(item.name, _measurement(item))
     if journal.problem is not None:
         item.session.shouldstop = journal.problem  # what comes now could be lost
+    elif entry.outcome == "failed" and (lost := lost_device(item.config.stash[PLAN].device)):
+        item.session.shouldstop = f"the GPU takes no more work of this process: {lost}"  # the next one could go on
     return handled
 
 

@@ -20,9 +20,9 @@ def project_cross(weights: DecoderWeights, cross_buffer: Tensor, states: Tensor,
 
     Args:
         weights: The decoder.
-        cross_buffer: `(layers, 2, batch, heads, frames, head_dim)`, takes them.
-        states: `(audios, frames, d)`, the encoder's output for some of the batch.
-        first: The row of the first of them in the batch.
+        cross_buffer: `(layers, 2, all audios, heads, frames, head_dim)`, takes them.
+        states: `(audios, frames, d)`, the encoder's output for some of the audios.
+        first: The row of the first of them.
     """
     audios, frames, _ = states.shape
     for layer, buffer in zip(weights.layers, cross_buffer[:, :, first : first + audios], strict=True):
@@ -42,6 +42,7 @@ def run_decoder(
     span: int,
     mask: Tensor | None,
     states: Tensor | None = None,
+    places: Tensor | None = None,
 ) -> Tensor:
     """Run new tokens through the decoder, write their keys and values, and return the last one's logits.
 
@@ -49,26 +50,27 @@ def run_decoder(
         weights: The decoder.
         cache: Its cache; positions before the new ones are written.
         tokens: `(batch · new,)`, the new token ids, sequence by sequence.
-        positions: `(new,)`, where they stand, the same for every sequence.
+        positions: `(new,)`, where they stand in the cache, the same for every sequence.
         span: How many cached positions are attended to, counted from the first; at least the last position plus one.
-        mask: Added to the self-attention's scores, broadcastable to `(new, span)`; None where every query may see
-            all of `span`.
-        states: `(batch, frames, d)`, the encoder states, where the cache stores no cross keys and values.
+        mask: Added to the self-attention's scores, broadcastable to `(batch, heads, new, span)`; None where every
+            query may see all of `span`.
+        states: `(audios, frames, d)`, the encoder states, where the cache stores no cross keys and values.
+        places: `(batch · new,)`, which position embeddings they get, where padding makes that differ.
 
     Returns:
         `(batch, vocabulary)`, in the model's dtype.
     """
-    batch, new = tokens.shape[0] // positions.shape[0], positions.shape[0]
-    placed = F.embedding(positions, weights.position_embedding)
+    batch, new, audios = tokens.shape[0] // positions.shape[0], positions.shape[0], cache.shape.audios
+    placed = F.embedding(positions if places is None else places, weights.position_embedding)
     hidden = F.embedding(tokens, weights.token_embedding)
-    hidden = hidden + (placed if new == 1 else placed.repeat(batch, 1))
+    hidden = hidden + (placed if new == 1 or places is not None else placed.repeat(batch, 1))
     keys = cache.self_keys[..., :span, :].unbind()
     values = cache.self_values[..., :span, :].unbind()
     for index, layer in enumerate(weights.layers):
         query = _write_qkv(layer, cache.self_layers[index], hidden, positions, weights.heads)
         context = kernels.attend(query, keys[index], values[index], query.shape[-1] ** -0.5, mask)
         hidden = _add_projected(hidden, context, layer.self_out)
-        hidden = _cross_attention(layer, cache, index, hidden, batch, weights.heads, states)
+        hidden = _cross_attention(layer, cache, index, hidden, audios, weights.heads, states)
         expanded = kernels.linear(_norm(hidden, layer.mlp_norm), layer.fc1.weight, layer.fc1.bias, gelu=True)
         hidden = kernels.linear(expanded, layer.fc2.weight, layer.fc2.bias, residual=hidden)
     if new > 1:
@@ -108,26 +110,29 @@ def _cross_attention(
     cache: WhisperKVCache,
     index: int,
     hidden: Tensor,
-    batch: int,
+    audios: int,
     heads: int,
     states: Tensor | None,
 ) -> Tensor:
-    """Attend to the encoder and add the result to `hidden`, `(batch · new, d)`."""
+    """Attend to the encoder and add the result to `hidden`, `(batch · new, d)`.
+
+    All queries of one audio, those of its beams too, go through one product.
+    """
     query = kernels.linear(_norm(hidden, layer.cross_norm), layer.cross_q.weight, layer.cross_q.bias)
-    new, head_dim = query.shape[0] // batch, query.shape[1] // heads
+    new, head_dim = query.shape[0] // audios, query.shape[1] // heads
     scale = head_dim**-0.5
     if new > 1:
-        query = query.view(batch, new, heads, head_dim).transpose(1, 2)
+        query = query.view(audios, new, heads, head_dim).transpose(1, 2)
     if states is not None:
-        context = _attend_to_states(layer, query.reshape(batch, heads, new, head_dim), states, scale)
+        context = _attend_to_states(layer, query.reshape(audios, heads, new, head_dim), states, scale)
     else:
-        query = query.reshape(batch * heads, new, head_dim)
+        query = query.reshape(audios * heads, new, head_dim)
         keys_t, values = cache.cross_keys_t[index], cache.cross_values[index]
         if new == 1 and weighted_rows.serves(query):
             attention = kernels.attention_weights(query, keys_t, scale, None)
             context = weighted_rows.sum_rows(values.flatten(0, 1), cache.cross_bags, attention.view(-1))
         else:
-            context = kernels.attend_by_products(query, keys_t, values, scale, None).view(batch, heads, new, head_dim)
+            context = kernels.attend_by_products(query, keys_t, values, scale, None).view(audios, heads, new, head_dim)
     return _add_projected(hidden, context, layer.cross_out)
 
 

@@ -180,13 +180,15 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor
         key: `(batch, heads, keys, head_dim)`, any strides.
         value: `(batch, heads, keys, head_dim)`, any strides.
         scale: Factor of the scores.
-        mask: Added to the scores, broadcastable to `(queries, keys)`; None for no mask.
+        mask: Added to the scores, broadcastable to `(batch, heads, queries, keys)`; None for no mask.
 
     Returns:
         `(batch, heads, queries, head_dim)`.
     """
     if prefers_fused(query, key):
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+    if mask is not None and mask.dim() == 4:
+        mask = mask.expand(-1, query.shape[1], -1, -1).flatten(0, 1)
     out = attend_by_products(query.flatten(0, 1), key.flatten(0, 1).transpose(1, 2), value.flatten(0, 1), scale, mask)
     return out.view(query.shape)
 

@@ -2,11 +2,12 @@
 
 `WhisperKVCache` is at once the storage of the decoding loop (one buffer for all layers, whose views the step
 multiplies) and the cache that Transformers passes around: layers, lengths, reordering and cropping work on the same
-memory. Nothing is concatenated, and nothing but the new tokens is copied per step.
+memory. `InPlaceCache` is the latter alone, for calls that go to Transformers' loops. Nothing is concatenated, and
+nothing but the new tokens is copied per step, or what beams have written where they change places.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ class CacheShape(NamedTuple):
         head_dim: Features per head.
         capacity: Decoder positions that fit.
         frames: Encoder positions.
+        beams: Sequences that follow one another and belong to one audio, whose cross keys and values they share.
     """
 
     layers: int
@@ -34,18 +36,36 @@ class CacheShape(NamedTuple):
     head_dim: int
     capacity: int
     frames: int
+    beams: int = 1
+
+    @property
+    def audios(self) -> int:
+        """Audios, which have `beams` sequences each."""
+        return self.batch // self.beams
 
 
 class InPlaceLayer(DynamicLayer):  # type: ignore[misc]
     """A cache layer whose keys and values are views of the written part of a preallocated buffer.
 
     Args:
-        buffer: `(2, batch, heads, capacity, head_dim)`, keys then values.
+        buffer: `(2, batch, heads, capacity, head_dim)`, keys then values; where it is None, it is made for the first
+            keys and values, like them and where they are.
         length: Positions already written.
+        capacity: Positions of a buffer that is yet to be made.
     """
 
-    def __init__(self, buffer: Tensor, length: int = 0) -> None:
+    def __init__(self, buffer: Tensor | None = None, length: int = 0, *, capacity: int = 0) -> None:
         super().__init__()
+        self._capacity = capacity
+        if buffer is not None:
+            self._take(buffer, length)
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Make the buffer for the first keys and values `(batch, heads, new, head_dim)`."""
+        batch, heads, new, head_dim = key_states.shape
+        self._take(key_states.new_empty(2, batch, heads, max(self._capacity, new), head_dim), 0)
+
+    def _take(self, buffer: Tensor, length: int) -> None:
         self.dtype, self.device = buffer.dtype, buffer.device
         self.is_initialized = True
         self._bind(buffer, length)
@@ -56,6 +76,8 @@ class InPlaceLayer(DynamicLayer):  # type: ignore[misc]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write new keys and values `(batch, heads, new, head_dim)` behind the old ones; return all written."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
         old, new = self.get_seq_length(), key_states.shape[2]
         if old + new > self.buffer.shape[3]:
             # More than was asked for at the start: never an error, the buffer grows by doubling.
@@ -71,17 +93,19 @@ class InPlaceLayer(DynamicLayer):  # type: ignore[misc]
 
     def get_seq_length(self) -> int:
         """Positions written."""
-        return int(self.keys.shape[2])
+        return int(self.keys.shape[2]) if self.is_initialized else 0
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last positions; they are given as a negative number, as Transformers does."""
         if tokens_to_remove > 0:
             raise ValueError(f"crop takes a negative number of positions to remove, not {tokens_to_remove}.")
-        self._bind(self.buffer, max(self.get_seq_length() + tokens_to_remove, 0))
+        if self.is_initialized:
+            self._bind(self.buffer, max(self.get_seq_length() + tokens_to_remove, 0))
 
     def reset(self) -> None:
         """Forget everything; the buffer stays."""
-        self._bind(self.buffer, 0)
+        if self.is_initialized:
+            self._bind(self.buffer, 0)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Give row i what row `beam_idx[i]` holds, written part only."""
@@ -92,22 +116,56 @@ class InPlaceLayer(DynamicLayer):  # type: ignore[misc]
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every sequence `repeats` times."""
-        self._bind(self.buffer.repeat_interleave(repeats, dim=1), self.get_seq_length())
+        if self.is_initialized:
+            self._bind(self.buffer.repeat_interleave(repeats, dim=1), self.get_seq_length())
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep the sequences `indices`."""
-        self._bind(self.buffer[:, indices], self.get_seq_length())
+        if self.is_initialized:
+            self._bind(self.buffer[:, indices], self.get_seq_length())
+
+
+class InPlaceCache(EncoderDecoderCache):  # type: ignore[misc]
+    """A cache written in place, for Transformers' own loops.
+
+    Args:
+        self_layers: Of the self-attention.
+        cross_layers: Of the cross-attention.
+    """
+
+    def __init__(self, self_layers: list[InPlaceLayer], cross_layers: list[InPlaceLayer]) -> None:
+        super().__init__(DynamicCache(), DynamicCache())
+        self.self_attention_cache.layers, self.cross_attention_cache.layers = self_layers, cross_layers
+        self.is_updated = dict.fromkeys(range(len(self_layers)), False)
+
+    @classmethod
+    def with_capacity(cls, layers: int, capacity: int, frames: int) -> Self:
+        """Make one whose buffers come into being with the first keys and values, layer by layer.
+
+        Args:
+            layers: Decoder layers.
+            capacity: Decoder positions that fit.
+            frames: Encoder positions.
+        """
+        return cls(
+            [InPlaceLayer(capacity=capacity) for _ in range(layers)],
+            [InPlaceLayer(capacity=frames) for _ in range(layers)],
+        )
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Reorder the self-attention part alone: the beams of one audio share its frames."""
+        self.self_attention_cache.reorder_cache(beam_idx)
 
 
 def empty_cross_buffer(shape: CacheShape, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Room for the cross-attention's keys and values, `(layers, 2, batch, heads, frames, head_dim)`."""
+    """Room for the cross-attention's keys and values, `(layers, 2, audios, heads, frames, head_dim)`."""
     return torch.empty(
-        shape.layers, 2, shape.batch, shape.heads, shape.frames, shape.head_dim, dtype=dtype, device=device
+        shape.layers, 2, shape.audios, shape.heads, shape.frames, shape.head_dim, dtype=dtype, device=device
     )
 
 
-class WhisperKVCache(EncoderDecoderCache):  # type: ignore[misc]
-    """The cache of one `generate` call.
+class WhisperKVCache(InPlaceCache):
+    """The cache of one `generate` call, which the decoding loop and Transformers share.
 
     Args:
         shape: Its dimensions.
@@ -118,12 +176,12 @@ class WhisperKVCache(EncoderDecoderCache):  # type: ignore[misc]
 
     Attributes:
         self_buffer: `(layers, 2, batch, heads, capacity, head_dim)`, keys then values.
-        cross_buffer: `(layers, 2, batch, heads, frames, head_dim)`, or None.
+        cross_buffer: `(layers, 2, audios, heads, frames, head_dim)`, or None.
         self_layers: The layers of `self_buffer`; these and the following are views made once, since making them
             per layer and token costs more than some of the products they feed.
         self_keys, self_values: `(layers, batch, heads, capacity, head_dim)`.
-        cross_keys_t: Per layer `(batch · heads, head_dim, frames)`.
-        cross_values: Per layer `(batch · heads, frames, head_dim)`.
+        cross_keys_t: Per layer `(audios · heads, head_dim, frames)`.
+        cross_values: Per layer `(audios · heads, frames, head_dim)`.
     """
 
     def __init__(
@@ -141,16 +199,16 @@ class WhisperKVCache(EncoderDecoderCache):  # type: ignore[misc]
         if cross_buffer is not None:
             flat = cross_buffer.flatten(2, 3)
             self.cross_keys_t, self.cross_values = flat[:, 0].transpose(2, 3).unbind(), flat[:, 1].unbind()
-        super().__init__(DynamicCache(), DynamicCache())
-        self.self_attention_cache.layers = [InPlaceLayer(buffer) for buffer in self.self_buffer]
-        if cross_buffer is not None:
-            self.cross_attention_cache.layers = [InPlaceLayer(buffer) for buffer in cross_buffer]
-        self.is_updated = dict.fromkeys(range(shape.layers), False)
+        super().__init__(
+            [InPlaceLayer(buffer) for buffer in self.self_buffer],
+            [InPlaceLayer(buffer) for buffer in cross_buffer] if cross_buffer is not None else [],
+        )
 
     @functools.cached_property
     def cross_bags(self) -> Bags:
         """Which rows of `cross_values` a sum per sequence and head takes: all its frames."""
-        return consecutive(self.shape.batch * self.shape.heads, self.shape.frames)
+        sums, frames, _ = self.cross_values[0].shape
+        return consecutive(sums, frames)
 
     def set_lengths(self, length: int) -> None:
         """Say how far the loop has written the buffers, so that Transformers sees the same: cross-attention whole."""
@@ -158,9 +216,12 @@ class WhisperKVCache(EncoderDecoderCache):  # type: ignore[misc]
             layer._bind(buffer, length)
         if self.cross_buffer is not None:
             for buffer, layer in zip(self.cross_buffer, self.cross_attention_cache.layers, strict=True):
+                if self.shape.beams > 1:  # to Transformers every sequence has its own
+                    buffer = buffer.repeat_interleave(self.shape.beams, dim=1)
                 layer._bind(buffer, self.shape.frames)
         self.is_updated = dict.fromkeys(range(self.shape.layers), self.cross_buffer is not None)
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Reorder the self-attention part alone: the beams of one audio share its frames."""
-        self.self_attention_cache.reorder_cache(beam_idx)
+    def reorder(self, rows: Tensor, length: int) -> None:
+        """Give sequence i what sequence `rows[i]` holds in its first `length` positions, in all layers at once."""
+        written = self.self_buffer[..., :length, :]
+        written.copy_(written.index_select(2, rows))

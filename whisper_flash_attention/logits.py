@@ -2,10 +2,11 @@
 
 Whisper's usual processors only forbid tokens: always, at the first step, or until a minimum length. What they forbid
 is known before decoding starts, so runs of them become one vector that is added to the scores, in place of a search
-through the vocabulary per token. Every other processor runs as it is, in its place.
+through the vocabulary per token. The rules about timestamps are in `timestamps.py`. Every other processor runs as it
+is, in its place.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from transformers import (
     SuppressTokensAtBeginLogitsProcessor,
     SuppressTokensLogitsProcessor,
 )
+
+from .layout import DecoderWeights
+from .timestamps import TimestampRules
 
 
 class Rule(NamedTuple):
@@ -96,7 +100,7 @@ class ScoreProcessor:
     """
 
     def __init__(self, processors: LogitsProcessorList, vocabulary: int, device: torch.device) -> None:
-        self._stages: list[Suppression | LogitsProcessor] = []
+        self._stages: list[Suppression | TimestampRules | LogitsProcessor] = []
         rules: list[Rule] = []
         for processor in processors:
             rule = as_rule(processor)
@@ -106,25 +110,42 @@ class ScoreProcessor:
             if rules:
                 self._stages.append(Suppression(rules, vocabulary, device))
                 rules = []
-            self._stages.append(processor)
+            self._stages.append(TimestampRules.from_processor(processor, vocabulary, device) or processor)
         if rules:
             self._stages.append(Suppression(rules, vocabulary, device))
 
+    @classmethod
+    def for_model(cls, processors: LogitsProcessorList, weights: DecoderWeights) -> Self:
+        """Prepare a list for the scores of a model."""
+        return cls(processors, weights.projection.shape[0], weights.projection.device)
+
     @property
-    def is_suppression(self) -> bool:
-        """Whether the whole list only forbids known tokens at known lengths, so that a captured step can hold it."""
-        return all(isinstance(stage, Suppression) for stage in self._stages)
+    def is_capturable(self) -> bool:
+        """Whether the list is at most a suppression and then the rules about timestamps: a captured step holds both."""
+        kinds = [type(stage) for stage in self._stages]
+        return kinds in ([], [Suppression], [TimestampRules], [Suppression, TimestampRules])
 
     @property
     def suppression(self) -> Suppression | None:
-        """The one suppression that such a list comes down to; None where nothing is forbidden."""
-        stage = self._stages[0] if len(self._stages) == 1 else None
-        return stage if isinstance(stage, Suppression) else None
+        """The suppression of a capturable list; None where nothing is forbidden."""
+        return next((stage for stage in self._stages if isinstance(stage, Suppression)), None)
+
+    @property
+    def timestamps(self) -> TimestampRules | None:
+        """The rules about timestamps of a capturable list, if there are any."""
+        return next((stage for stage in self._stages if isinstance(stage, TimestampRules)), None)
+
+    @property
+    def widens(self) -> bool:
+        """Whether scores in half precision come out in float32, because the first thing is the sum with a vector."""
+        return bool(self._stages) and isinstance(self._stages[0], Suppression)
 
     def forbids(self, tokens: set[int], length: int) -> bool:
         """Whether none of `tokens` can follow a sequence of `length` tokens; False where a processor might lift it."""
-        last = self._stages[-1] if self._stages else None
-        return isinstance(last, Suppression) and last.forbids(tokens, length)
+        for stage in reversed(self._stages):
+            if not isinstance(stage, TimestampRules):
+                return isinstance(stage, Suppression) and stage.forbids(tokens, length)
+        return False
 
     def __call__(self, ids: Tensor, length: int, scores: Tensor) -> Tensor:
         """Process scores.
@@ -132,16 +153,20 @@ class ScoreProcessor:
         Args:
             ids: `(batch, capacity)`, the first `length` columns written.
             length: Tokens so far, prompt included.
-            scores: `(batch, vocabulary)`, float32.
+            scores: `(batch, vocabulary)`, float32 unless the first thing `widens` them.
 
         Returns:
             The processed scores.
         """
+        is_own = False
         for stage in self._stages:
             if isinstance(stage, Suppression):
                 vector = stage.vector(length)
                 # A sum of two dtypes would widen the scores to a copy of its own, and hold both.
                 scores = scores + vector if scores.dtype == vector.dtype else scores.float().add_(vector)
+            elif isinstance(stage, TimestampRules):
+                scores = stage(ids, length, scores if is_own else scores.clone())
             else:
                 scores = stage(ids[:, :length], scores)
+            is_own = isinstance(stage, Suppression)
         return scores

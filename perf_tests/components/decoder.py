@@ -109,6 +109,13 @@ class FlashStepper:
 
     def fill(self, ids: Tensor) -> None:
         """Fill a cache of one position more; on CUDA that of a session, which captures the step."""
+        from whisper_flash_attention.captured_decoding import on_decoding_stream
+
+        with on_decoding_stream(self.encoded.device):
+            self._fill(ids)
+        self.model.note_decoding(self._cache, captured=self.captures)
+
+    def _fill(self, ids: Tensor) -> None:
         from whisper_flash_attention.captured_decoding import GreedySession
 
         self._length = ids.shape[1]
@@ -129,14 +136,16 @@ class FlashStepper:
         else:
             self._cache = self._empty_cache(self._weights, self._length + 1)
         self._run(self._weights, self._cache, ids, 0)
-        self.model.note_decoding(self._cache, captured=self.captures)
 
     def step(self, tokens: Tensor) -> Tensor:
         """The logits of one more token; on CUDA the tokens that a session holds, the chosen one last."""
+        from whisper_flash_attention.captured_decoding import on_decoding_stream
+
         if self._session is None:
             return self.logits(tokens)
-        self._session.start(tokens, self._length + 1)
-        self._session.run(self._length + 1, self._length + 2, None)
+        with on_decoding_stream(self.encoded.device):
+            self._session.start(tokens, self._length + 1)
+            self._session.run(self._length + 1, self._length + 2, None)
         return self._session.ids
 
     def logits(self, tokens: Tensor) -> Tensor:

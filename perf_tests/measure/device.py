@@ -1,11 +1,12 @@
 """The machine's state beside a case's rounds: foreign load on the CPU, clocks and company on the GPU."""
 
-import os
 import time
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import psutil  # type: ignore[import-untyped]
+
+from perf_tests.audio import first_line
 
 MEGAHERTZ = 1_000_000
 
@@ -47,6 +48,19 @@ class StateWatch:
             "gpu_throttle_reasons": nvml.throttle_reasons,
             "gpu_foreign_processes": nvml.foreign_processes,
         }
+
+
+def lost_device(device: str) -> str | None:
+    """Why a torch device takes no more work of this process, or ``None``: CUDA refuses every call after some errors."""
+    if not device.startswith("cuda"):
+        return None
+    import torch
+
+    try:
+        torch.cuda.synchronize(torch.device(device))
+    except RuntimeError as error:
+        return first_line(error)
+    return None
 
 
 def query_nvml(device: str) -> Nvml:
@@ -94,8 +108,8 @@ def _ask(pynvml: Any, question: Any) -> Any:
 
 
 def _count_foreign(pynvml: Any, handle: Any) -> int:
-    processes = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
-    return sum(process.pid != os.getpid() for process in processes)
+    """Processes beside this one, which uses the GPU: in a container NVML gives it the number that the host knows."""
+    return max(0, len(pynvml.nvmlDeviceGetComputeRunningProcesses(handle)) - 1)
 
 
 def _cpu_seconds() -> tuple[float, float, float]:

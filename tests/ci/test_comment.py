@@ -85,6 +85,14 @@ def test_verdicts_are_told_worst_first(post: Post, tmp_path: Path) -> None:
     assert "/somebody/project/actions/runs/7" in body
 
 
+def test_a_reason_is_told_whole_and_a_longer_one_is_seen_to_be_cut(post: Post, tmp_path: Path) -> None:
+    reason = "time +5.1 % [+3.8, +6.4] by the control's measure, allowed +2.1 % (noise 2.1 %): " + 100 * "why "
+    cases = [{"id": CASE, "verdict": "REGRESSED", "reasons": [reason[:350], reason]}]
+    write_report(tmp_path, {"verdict": "REGRESSED", "cases": cases})
+    told = post()[-1][1]["body"].replace("\\", "")
+    assert f" {reason[:350]}<br>{reason[:399]}… |" in told
+
+
 def test_the_comment_is_updated_in_place(post: Post, tmp_path: Path) -> None:
     write_report(tmp_path, {"verdict": "PASS", "cases": []})
     marker = "<!-- perf_tests -->\nold"

@@ -191,13 +191,13 @@ def host_syncs(model: torch.nn.Module, length: int) -> int:
     options = {"max_new_tokens": length, "min_new_tokens": length}
     inputs = features()
     model.generate(inputs, **options)
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")  # itself warns that it is a prototype
+        try:
             model.generate(inputs, **options)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
     return sum("called a synchronizing CUDA operation" in str(warning.message) for warning in caught)
 
 
@@ -221,7 +221,8 @@ def test_repeated_calls_keep_memory() -> None:
 
 
 def test_memory_is_freed_with_the_model() -> None:
-    """Graphs and buffers go when the model goes."""
+    """Graphs and buffers go when the model goes; what stays are the workspaces of the libraries, made once."""
+    gpu_pair().flash.generate(features(4), max_new_tokens=10)
     gc.collect()
     before = torch.cuda.memory_allocated()
     pair = gpu_pair()
@@ -237,3 +238,20 @@ def test_backend_is_recorded() -> None:
     flash = gpu_pair(torch.float16).flash
     flash.generate(features(dtype=torch.float16), max_new_tokens=10)
     assert {"encoder", "decode"} <= set(flash.attention_backend)
+    assert flash.attention_backend["step"] == "graph"
+
+
+def test_matrix_products_have_one_workspace() -> None:
+    """cuBLAS keeps one for each stream, 32 MiB on a Hopper: encoder, prompt and graphs share theirs."""
+    flash = gpu_pair(torch.float16).flash
+    inputs = features(4, torch.float16)
+    torch._C._cuda_clearCublasWorkspaces()
+    before = torch.cuda.memory_allocated()
+    torch.ones(64, 64, device="cuda", dtype=torch.float16) @ torch.ones(64, 64, device="cuda", dtype=torch.float16)
+    workspace = torch.cuda.memory_allocated() - before
+    torch._C._cuda_clearCublasWorkspaces()
+    for length in (5, 30):
+        flash.generate(inputs, max_new_tokens=length)
+    torch.cuda.synchronize()
+    (session,) = flash._sessions._idle  # type: ignore[union-attr]
+    assert torch.cuda.memory_allocated() - before - session.nbytes < 1.5 * workspace + 2**21

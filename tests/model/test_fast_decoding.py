@@ -9,7 +9,7 @@ import torch
 from transformers import MaxTimeCriteria, StoppingCriteriaList
 
 from whisper_flash_attention.captured_decoding import GreedySession
-from whisper_flash_attention.decoding import TokenChooser
+from whisper_flash_attention.choosing import TokenChooser
 from whisper_flash_attention.kv_cache import CacheShape
 
 from .compare import OperationCounter, assert_half_tokens_agree, assert_same
@@ -92,15 +92,15 @@ def uncaptured_sessions(model: Any, sessions: list[GreedySession]) -> Iterator[N
 
     @contextmanager
     def lend(
-        shape: CacheShape, chooser: TokenChooser, *, stores_cross: bool, captures: bool
+        shape: CacheShape, chooser: TokenChooser, *, captures: bool, **kind: bool
     ) -> Iterator[GreedySession | None]:
-        if not chooser.is_capturable:
+        if not captures:
             yield None
             return
         weights = model.decoder_weights()
-        eos, pad = chooser.stopping.eos, chooser.pad
-        if not sessions or not sessions[-1].serves(weights, shape, eos, pad, stores_cross=stores_cross):
-            sessions.append(GreedySession(weights, shape, eos, pad, stores_cross=stores_cross, captures=False))
+        ends = (chooser.stopping.eos, chooser.pad, chooser.processor.timestamps)
+        if not sessions or not sessions[-1].serves(weights, shape, *ends, **kind):
+            sessions.append(GreedySession(weights, shape, *ends, **kind, captures=False))
         yield sessions[-1]
 
     with pytest.MonkeyPatch.context() as patch:
@@ -146,6 +146,46 @@ def test_session_is_left_when_weights_move(pair: Pair) -> None:
         pair.flash.double().float()
         pair.flash.generate(mel_features(1), **FORCED)
     assert len(sessions) == 2
+
+
+def test_a_session_forgets_the_call_before(pair: Pair) -> None:
+    """Its forbidden tokens, and the NaNs of a broken recording."""
+    features = mel_features(1)
+    expected = pair.original.generate(features, suppress_tokens=None, begin_suppress_tokens=None, max_new_tokens=9)
+    sessions: list[GreedySession] = []
+    with uncaptured_sessions(pair.flash, sessions):
+        every = list(range(200))
+        pair.flash.generate(features * torch.nan, suppress_tokens=every, begin_suppress_tokens=None, max_new_tokens=9)
+        outputs = pair.flash.generate(features, suppress_tokens=None, begin_suppress_tokens=None, max_new_tokens=9)
+    assert len(sessions) == 1
+    assert_same(outputs, expected)
+
+
+def test_a_session_made_in_inference_mode_serves_outside(pair: Pair) -> None:
+    sessions: list[GreedySession] = []
+    with uncaptured_sessions(pair.flash, sessions):
+        with torch.inference_mode():
+            pair.flash.generate(mel_features(1), **FORCED)
+        outputs = pair.flash.generate(mel_features(1), **FORCED)
+    assert len(sessions) == 1
+    assert_same(outputs, pair.original.generate(mel_features(1), **FORCED))
+
+
+def test_a_step_that_cannot_be_captured_runs_as_it_is(monkeypatch: pytest.MonkeyPatch, pair: Pair) -> None:
+    def fail(self: GreedySession, span: int) -> None:
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nCompile with TORCH_USE_…")
+
+    expected = pair.original.generate(mel_features(2), **FORCED)
+    sessions: list[GreedySession] = []
+    monkeypatch.setattr(GreedySession, "_capture", fail)
+    with uncaptured_sessions(pair.flash, sessions):
+        pair.flash.generate(mel_features(2), **FORCED)
+        sessions[0].captures = True
+        with pytest.warns(RuntimeWarning, match="without a CUDA graph: CUDA error: operation not permitted when"):
+            assert_same(pair.flash.generate(mel_features(2), **FORCED), expected)
+        assert_same(pair.flash.generate(mel_features(2), **FORCED), expected)
+    assert len(sessions) == 1
+    assert pair.flash.attention_backend["step"] == "eager"
 
 
 def test_criteria_that_the_loop_does_not_know(pair: Pair) -> None:

@@ -37,6 +37,8 @@ def test_same_as_a_growing_layer(change: str, capacity: int) -> None:
         if step == 2:
             for each in (ours, theirs):
                 CHANGES[change](each)
+            if change == "reset":  # Transformers 5.17 fills with zeros, and goes on behind them
+                theirs = DynamicLayer()
             batch = {"repeat": 6, "select": 1}.get(change, 2)
         keys, values = torch.randn(2, batch, 3, new, 4)
         assert_same(ours.update(keys, values), theirs.update(keys, values), tolerance=0.0)

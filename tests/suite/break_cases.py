@@ -2,8 +2,9 @@
 
 `parity` and `nan` break flash's logits, `tokens` its tokens, `skip` skips the original, `late` lets flash fail after
 it was timed, `teardown` while it is taken down. `hang` befalls the original's memory pass, `raise`, `memory`, `kill`,
-`interrupt` and `native_hang` the eager model's. `disk_full` lets the journal's disk run full when that begins,
-`unsaved` the one that the run is saved on; `no_xformers` takes the CPU for a GPU whose xFormers is broken.
+`interrupt` and `native_hang` the eager model's; so does `lost`, after which the device takes no more work. `disk_full`
+lets the journal's disk run full when that begins, `unsaved` the one that the run is saved on; `no_xformers` takes the
+CPU for a GPU whose xFormers is broken.
 """
 
 import ctypes
@@ -68,8 +69,13 @@ def too_large() -> None:
     raise MemoryError("this model is too large\nfor this test")
 
 
+def lose_device() -> None:
+    raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
 BREAKAGES = {
     "raise": too_large,
+    "lost": lose_device,
     "memory": fail_allocation,
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "interrupt": lambda: os.kill(os.getpid(), signal.SIGINT),
@@ -99,6 +105,8 @@ def pytest_configure() -> None:
     timeouts.GRACE_SECONDS = 1.0
     if "disk_full" in BREAK:
         journal.os = FullDisk()
+    if "lost" in BREAK:
+        journal.lost_device = lambda device: "CUDA error: an illegal memory access was encountered"
     if "unsaved" in BREAK:
         saving.write_file = write_nothing
     if "no_xformers" in BREAK:

@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def run_suite(*arguments: str, plugins: tuple[str, ...] = (), **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run `pytest perf_tests` from the repository's root with `arguments`; one thread, no network."""
-    command = [sys.executable, "-m", "pytest", "perf_tests", "-p", "no:cacheprovider"]
+    """Run `pytest perf_tests` from the repository's root with `arguments`; one thread, no network, no warning."""
+    command = [sys.executable, "-m", "pytest", "perf_tests", "-p", "no:cacheprovider", "-o", "filterwarnings=error"]
     for plugin in plugins:
         command += ["-p", f"tests.suite.{plugin}"]
     return run([*command, *arguments], **environment)

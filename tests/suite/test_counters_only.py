@@ -21,7 +21,7 @@ from perf_tests.measure.memory import measure_memory, model_bytes
 from perf_tests.models import ZEROS, Weights
 from perf_tests.schema import COUNTED_INFO, validate_run
 from perf_tests.subject import Place, Stage, Subject
-from whisper_flash_attention import decoding
+from whisper_flash_attention import decoder
 
 from .conftest import CELL
 from .runs import read_run, run, run_suite
@@ -92,13 +92,13 @@ def test_the_peak_after_a_warm_up_without_products(
 
 def plant_in_flash(monkeypatch: pytest.MonkeyPatch, every: int) -> None:
     """Let flash's step do one operator more at every so many cached positions."""
-    run_decoder = decoding.run_decoder
+    run_decoder = decoder.run_decoder
 
     def run_and_add(weights: Any, cache: Any, tokens: Any, positions: Any, span: int, *rest: Any) -> torch.Tensor:
         logits = run_decoder(weights, cache, tokens, positions, span, *rest)
         return logits if span % every else logits + 0.0
 
-    monkeypatch.setattr(decoding, "run_decoder", run_and_add)
+    monkeypatch.setattr(decoder, "run_decoder", run_and_add)
 
 
 def plant_in_the_original(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,16 @@ def test_a_case_in_which_the_process_dies_twice_failed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_lost_device_ends_the_session_and_another_goes_on(tmp_path: Path) -> None:
+    first = run_broken(tmp_path, "lost")
+    assert first.returncode == 2
+    assert "the GPU takes no more work of this process: CUDA error: an illegal memory access" in first.stdout
+    assert "2 of 3 cases done" in first.stdout
+    run_broken(tmp_path, "", "--perf-resume")
+    assert outcomes(read_run(tmp_path)) == {ORIGINAL: "passed", EAGER: "failed", FLASH: "passed"}
+
+
+@pytest.mark.slow
 def test_a_hang_fails_the_case_and_in_native_code_ends_the_process(tmp_path: Path) -> None:
     first = run_broken(tmp_path, "hang,native_hang", "--perf-timeout", "3")
     assert first.returncode == 1

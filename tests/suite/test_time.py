@@ -104,6 +104,9 @@ class FakeNvml:
     class Process(NamedTuple):
         pid: int
 
+    def __init__(self, *pids: int) -> None:
+        self.processes = [self.Process(pid) for pid in pids]
+
     def nvmlInit(self) -> None: ...  # noqa: N802 - NVML's names
 
     def nvmlShutdown(self) -> None: ...  # noqa: N802
@@ -114,7 +117,7 @@ class FakeNvml:
             "nvmlDeviceGetClockInfo": 1980,
             "nvmlDeviceGetTemperature": 55,
             "nvmlDeviceGetCurrentClocksThrottleReasons": 4,
-            "nvmlDeviceGetComputeRunningProcesses": [self.Process(os.getpid()), self.Process(1)],
+            "nvmlDeviceGetComputeRunningProcesses": self.processes,
         }
 
         def answer(*args: object) -> object:
@@ -126,9 +129,15 @@ class FakeNvml:
 
 
 def test_the_gpus_state_is_asked_question_by_question(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml())
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(os.getpid(), 1))
     monkeypatch.setattr("perf_tests.measure.device._nvml_handle", lambda pynvml, device: "handle")
     assert query_nvml("cuda") == Nvml("570.1", None, 1_980_000_000, 55, 4, 1)
+
+
+def test_a_container_knows_its_own_process_by_another_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(1, 2))
+    monkeypatch.setattr("perf_tests.measure.device._nvml_handle", lambda pynvml, device: "handle")
+    assert query_nvml("cuda").foreign_processes == 1
 
 
 def test_a_gpu_that_says_nothing_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:

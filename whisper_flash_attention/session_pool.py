@@ -1,0 +1,65 @@
+"""Sessions of captured decoding that wait for the next call of their shape."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from .captured_decoding import SPAN_STEP, GreedySession
+from .kv_cache import CacheShape
+from .layout import DecoderWeights
+from .timestamps import TimestampRules
+
+IDLE_SHARE = 0.1
+"""Sessions that wait for a call of their shape may hold this share of the device's memory, beside the last one used:
+the batches of long-form audio shrink window by window, and come back with the next call."""
+
+
+class SessionPool:
+    """The sessions of one model: one that fits is lent to a call, and waits for the next one afterwards."""
+
+    def __init__(self) -> None:
+        self._idle: list[GreedySession] = []  # the last used last
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def lend(
+        self,
+        weights: DecoderWeights,
+        shape: CacheShape,
+        eos: Tensor | None,
+        pad: Tensor | None,
+        timestamps: TimestampRules | None,
+        *,
+        stores_cross: bool,
+        hides: bool,
+    ) -> Iterator[GreedySession]:
+        """Lend a session for one call; the arguments are those of `GreedySession`.
+
+        Its capacity may be larger than that of `shape`: prompts differ from window to window, and a graph that is
+        there is worth more than the memory of some positions.
+        """
+        shape = shape._replace(capacity=-(-shape.capacity // SPAN_STEP) * SPAN_STEP)
+        wanted = (weights, shape, eos, pad, timestamps)
+        kind = {"stores_cross": stores_cross, "hides": hides}
+        with self._lock:
+            # Sessions of weights that have moved hold memory that nobody comes back for.
+            self._idle = [session for session in self._idle if session.weights is weights]
+            session = next((s for s in self._idle if s.serves(*wanted, **kind)), None)
+            if session is not None:
+                self._idle.remove(session)
+            self._let_go(weights)
+        if session is None:
+            session = GreedySession(*wanted, **kind, captures=True)
+        yield session
+        with self._lock:
+            self._idle.append(session)
+
+    def _let_go(self, weights: DecoderWeights) -> None:
+        """Forget the sessions that have waited longest, until the rest hold no more than their share of memory."""
+        device = weights.projection.device
+        allowed = IDLE_SHARE * torch.cuda.get_device_properties(device).total_memory
+        while sum(session.nbytes for session in self._idle) > allowed:
+            del self._idle[0]

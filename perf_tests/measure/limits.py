@@ -6,7 +6,7 @@ from PyTorch: what no library here reaches is not known to be possible.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,10 +18,12 @@ from perf_tests.subject import Place
 
 # Larger than a last-level cache: 256 MiB per buffer.
 BUFFER_BYTES = 256 * 1024 * 1024
-REPETITIONS = 6
-# A way that takes longer than this in all is not tried again: the session waits for it.
-LONGEST_SECONDS = 0.15
-# (rows, inner, columns): a product as in the encoder of a small and of a large checkpoint, and a square one.
+# Each way gets a short look, since the session waits for them all, and the best one a longer: what a busy moment hid of
+# it is seen then.
+LOOK_SECONDS = 0.06
+LONGER_LOOK_SECONDS = 0.4
+# (rows, inner, columns): a product as in the encoder of small.en on a CPU, of a large checkpoint on a GPU, and a square
+# one.
 CPU_SHAPES = ((1500, 768, 3072), (1536, 1536, 1536))
 CUDA_SHAPES = ((24000, 1280, 5120), (8192, 8192, 8192))
 
@@ -94,19 +96,20 @@ def _products(place: Place, dtype: torch.dtype) -> Iterator[Way]:
             yield Way(f"{name} {rows}x{inner}x{columns}", 2.0 * rows * inner * columns, call)
 
 
-def _best(ways: Iterator[Way], place: Place) -> tuple[float, str]:
+def _best(ways: Iterable[Way], place: Place) -> tuple[float, str]:
     """The largest amount per second, and how it was reached."""
-    best, name = 0.0, "none"
-    for way in ways:
-        start = time.perf_counter()
-        for _ in range(REPETITIONS):  # the first is the warm-up: slower, so never the best
-            place.synchronize()
-            before = time.perf_counter()
-            way.call()
-            place.synchronize()
-            rate = way.amount / (time.perf_counter() - before)
-            if rate > best:
-                best, name = rate, way.name
-            if time.perf_counter() - start > LONGEST_SECONDS:
-                break
-    return best, name
+    rate, way = max(((_rate(way, place, LOOK_SECONDS), way) for way in ways), key=lambda found: found[0])
+    return max(rate, _rate(way, place, LONGER_LOOK_SECONDS)), way.name
+
+
+def _rate(way: Way, place: Place, seconds: float) -> float:
+    """The largest amount per second within about ``seconds``, at least two calls: the first may be slower."""
+    best, start, calls = 0.0, time.perf_counter(), 0
+    while calls < 2 or time.perf_counter() - start < seconds:
+        place.synchronize()
+        before = time.perf_counter()
+        way.call()
+        place.synchronize()
+        best = max(best, way.amount / (time.perf_counter() - before))
+        calls += 1
+    return best

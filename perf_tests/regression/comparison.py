@@ -94,6 +94,8 @@ def compare_runs(
     counted = base.counted and head.counted
     timed = TIME in rules.kinds and not counted
     pairs, differences = pair_runs(base, head, (*allow, *(SPEED_ONLY if counted else ())), timed=TIME in rules.kinds)
+    if rules.kinds == {LIMIT} and not rules.bars:
+        raise BadInputError(f"--only {LIMIT}: nothing must be reached; give {BAR_OPTION}, or `least` in pyproject.toml")
     for bar in rules.bars:
         if LIMIT in rules.kinds and bar.typed:
             _check_bar(bar, pairs)

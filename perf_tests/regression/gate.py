@@ -37,7 +37,7 @@ def add_gate_options(parser: argparse.ArgumentParser, defaults: Mapping[str, flo
         dest="bars",
         metavar="[CASES=]FRACTION",
         help="what HEAD's components must reach of the machine's limit, or they regressed: 0.5 for those of flash,"
-        " 'test_decode_step*-flash=0.5' for those of a pattern; may be given several times (default: nothing)",
+        " 'test_decode_step[*-flash]=0.5' for those of a pattern; may be given several times (default: nothing)",
     )
     add("--config", type=Path, metavar="FILE", help="another pyproject.toml with a [tool.perf_tests] table")
 

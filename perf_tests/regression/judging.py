@@ -164,7 +164,7 @@ def _disturbances(name: str, record: Record) -> Iterator[str]:
 
 
 def _judge_fraction(base: Record | None, head: Record, least: float | None) -> Iterator[Finding]:
-    """HEAD's fraction of the machine's limit against the least that it must reach; information where none is set.
+    """HEAD's fraction of the machine's limit against the least that it must reach; where none is set, any passes.
 
     It follows from times that no control corrects, so whatever lies within the rounds' interval and the machine's noise
     of the bar is AMBIGUOUS.
@@ -179,7 +179,7 @@ def _judge_fraction(base: Record | None, head: Record, least: float | None) -> I
     change = theirs / ours - 1 if ours else None
     before = "" if ours is None else f"; {ours:.3g} in BASE"
     if least is None:
-        yield Finding(FRACTION, None, f"{FRACTION} {theirs:.3g}{before}", ours, theirs, change)
+        yield Finding(FRACTION, Verdict.PASS, f"{FRACTION} {theirs:.3g}{before}", ours, theirs, change)
         return
     low, high = (theirs * factor for factor in _spread(head.seconds))
     if low >= least:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 LEAST_WIDTH = 132
+# What one figure more takes.
+COLUMN_WIDTH = 16
 STYLES = {
     Verdict.IMPROVED: "green",
     Verdict.PASS: "green",
@@ -47,9 +49,10 @@ def print_comparison(
     file = file or sys.stdout
     if hasattr(file, "reconfigure"):
         file.reconfigure(errors="backslashreplace")  # a terminal in ASCII gets all but the arrows
+    least = LEAST_WIDTH + COLUMN_WIDTH * (len(shown_columns(comparison)) - len(COLUMNS))
     console = Console(
         file=file,
-        width=max(LEAST_WIDTH, shutil.get_terminal_size().columns),
+        width=max(least, shutil.get_terminal_size().columns),
         force_terminal=colour,
         no_color=colour is False or "NO_COLOR" in os.environ,
         highlight=False,

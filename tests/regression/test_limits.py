@@ -30,13 +30,17 @@ def bar_of(tmp_path: Path, *bars: tuple[str, float]) -> Path:
     return path
 
 
-def test_without_a_bar_it_is_information(compare: Compare, base: Run, head: Run) -> None:
+def test_without_a_bar_any_fraction_passes(compare: Compare, base: Run, head: Run) -> None:
     outcome = compare(come_near(base, 0.9), come_near(head, 0.1))
     assert outcome.code == 0
     assert outcome.verdict(FLASH) == "PASS"
     (metric,) = (found for found in outcome.case(FLASH)["metrics"] if found["metric"] == METRIC)
-    assert (metric["base"], metric["head"], metric["verdict"]) == (0.9, 0.1, None)
+    assert (metric["base"], metric["head"], metric["verdict"]) == (0.9, 0.1, "PASS")
+    assert metric["least"] is None
     assert "0.90 → 0.10" in outcome.out
+    outcome = compare(base, head, "--only", "limit")
+    assert outcome.code == 2
+    assert "nothing must be reached" in outcome.err
     assert "of limit" not in compare(come_near(base, None), come_near(head, None)).out
 
 

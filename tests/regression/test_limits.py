@@ -44,9 +44,9 @@ def test_without_a_bar_any_fraction_passes(compare: Compare, base: Run, head: Ru
     assert "of limit" not in compare(come_near(base, None), come_near(head, None)).out
 
 
-@pytest.mark.parametrize(("fraction", "verdict"), [(0.6, "PASS"), (0.52, "AMBIGUOUS"), (0.48, "AMBIGUOUS")])
+@pytest.mark.parametrize(("fraction", "verdict"), [(0.7, "PASS"), (0.52, "AMBIGUOUS"), (0.48, "AMBIGUOUS")])
 def test_noise_is_allowed_for(fraction: float, verdict: str, compare: Compare, base: Run, head: Run) -> None:
-    outcome = compare(come_near(base, 0.6), come_near(head, fraction), BAR, "0.5")
+    outcome = compare(come_near(base, 0.7), come_near(head, fraction), BAR, "0.5")
     assert outcome.code == 0
     assert outcome.verdict(FLASH) == verdict
     assert compare(base, head, BAR, "0.5", "--strict").code == (verdict == "AMBIGUOUS")
@@ -56,10 +56,10 @@ def test_noise_is_allowed_for(fraction: float, verdict: str, compare: Compare, b
 def test_what_does_not_reach_it_regressed_whatever_base_did(
     before: float, compare: Compare, base: Run, head: Run
 ) -> None:
-    outcome = compare(come_near(base, before), come_near(head, 0.4), BAR, "0.5")
+    outcome = compare(come_near(base, before), come_near(head, 0.35), BAR, "0.5")
     assert outcome.code == 1
     assert outcome.verdict(FLASH) == "REGRESSED"
-    assert f"{METRIC} 0.4 [" in outcome.why(FLASH)
+    assert f"{METRIC} 0.35 [" in outcome.why(FLASH)
     assert f"must reach 0.5; {before:g} in BASE" in outcome.why(FLASH)
 
 
@@ -80,7 +80,7 @@ def test_a_machine_that_was_not_itself_settles_nothing(compare: Compare, base: R
 
 def test_a_bar_is_for_flash_or_for_the_cases_that_it_names(compare: Compare, base: Run, head: Run) -> None:
     for run in (base, head):
-        come_near(come_near(run, 0.6), 0.1, ORIGINAL)
+        come_near(come_near(run, 0.7), 0.1, ORIGINAL)
     assert compare(base, head, BAR, "0.5").code == 0
     outcome = compare(base, head, BAR, "*-original=0.5")
     assert (outcome.verdict(ORIGINAL), outcome.verdict(FLASH)) == ("REGRESSED", "PASS")
@@ -109,17 +109,17 @@ def test_a_bar_without_anything_to_judge_is_refused(compare: Compare, base: Run,
 
 
 def test_a_fraction_that_is_no_longer_recorded(compare: Compare, base: Run, head: Run) -> None:
-    come_near(base, 0.6)
+    come_near(base, 0.7)
     assert compare(base, head).verdict(FLASH) == "PASS"
     assert compare(base, head, BAR, "0.5").verdict(FLASH) == "MISSING"
     assert compare(head, base, BAR, "0.5").verdict(FLASH) == "PASS"
 
 
 def test_a_fraction_that_is_no_number_is_no_pass(compare: Compare, base: Run, head: Run) -> None:
-    assert compare(come_near(base, 0.6), come_near(head, math.nan), BAR, "0.5").verdict(FLASH) == "AMBIGUOUS"
+    assert compare(come_near(base, 0.7), come_near(head, math.nan), BAR, "0.5").verdict(FLASH) == "AMBIGUOUS"
 
 
-@pytest.mark.parametrize(("fraction", "verdict"), [(0.6, "NEW"), (0.4, "REGRESSED")])
+@pytest.mark.parametrize(("fraction", "verdict"), [(0.7, "NEW"), (0.35, "REGRESSED")])
 def test_a_new_case_must_reach_it_too(fraction: float, verdict: str, compare: Compare, base: Run, head: Run) -> None:
     remove(base, FLASH)
     outcome = compare(base, come_near(head, fraction), BAR, "0.5")
@@ -130,7 +130,7 @@ def test_a_new_case_must_reach_it_too(fraction: float, verdict: str, compare: Co
 
 def test_unlike_machines_have_each_its_own_limits(compare: Compare, base: Run, head: Run) -> None:
     come_near(base, 0.4)["machine_info"]["thread_count"] = 64
-    come_near(head, 0.6)
+    come_near(head, 0.7)
     assert compare(base, head, BAR, "0.5").code == 2
     assert compare(base, head, BAR, "0.5", "--only", "limit").verdict(FLASH) == "PASS"
 

@@ -7,7 +7,8 @@ need each other's result follow each other, and their times add up.
 
 A multiplication and an addition are two operations, and only products count, as in ``measure/flops.py``. Bytes are
 those of weights, caches, inputs and results, each moved once: what is made on the way may stay in the processor's
-cache. Where the weights themselves fit into that cache, a case may therefore run below its floor.
+cache. Where the weights themselves, or the encoder states that every layer attends to, fit into that cache, a case may
+therefore run below its floor.
 
 Letters: B audios, L layers of the decoder, d its width, f of its feed-forward part, V the vocabulary, s bytes per
 number, 1500 encoder positions.

@@ -159,6 +159,16 @@ def read_options(config: pytest.Config) -> Options:
     )
 
 
+def make_plan_of(config: pytest.Config, *, components: bool, accuracy: bool) -> Plan:
+    """The plan that the same options would make of another group of cases.
+
+    Raises:
+        BadInputError: they ask for something that this group does not have.
+    """
+    options = read_options(config)._replace(components=components, accuracy=accuracy)
+    return make_plan(options, _probes(config))
+
+
 def whole_number(text: str, option: str, unit: str) -> int:
     """The number of an option that takes 1 or more.
 

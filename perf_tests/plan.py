@@ -228,6 +228,7 @@ def _read_aim(options: Options) -> tuple[float, float | None]:
     if options.counters_only:
         given += ["--perf-rounds"] if options.rounds is not None else []
         given += ["--perf-control-after"] if options.control_after else []
+        given += ["--perf-profile"] if options.profile is not None else []
         if given:
             raise BadInputError(f"{given[0]}: --perf-counters-only times nothing; leave one of the two out")
     if options.rounds is not None and given:

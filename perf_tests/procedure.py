@@ -11,6 +11,7 @@ import torch
 
 from .audio import SYNTHETIC_VERSION, Speech
 from .cases import CHECKPOINTS, WINDOW_SECONDS, Case, Cell
+from .floors import Floor
 from .intervals import estimate_speedup
 from .measure.counters import Counters, count_round
 from .measure.device import StateWatch
@@ -58,6 +59,10 @@ class Workspace:
         """Compare a subject with the reference; the record for the key ``parity``."""
         return check_parity(subject, stage, self.reference(stage))
 
+    def floor(self, subject: Subject) -> Floor | None:
+        """The least time that a round can take on this machine; known of components alone."""
+        return None
+
     def findings(self, subject: Subject, seconds: list[float]) -> dict[str, Any]:
         """What components record beyond that: nothing of this here."""
         return dict.fromkeys(COMPONENT_KEYS)
@@ -92,7 +97,8 @@ class Procedure:
         info["op_shares"] = None
         if self.plan.profile is not None:
             self.progress.phase("profile")
-            info["op_shares"] = profile_round(subject, self.plan.profile, case)
+            floor = workspace.floor(subject)
+            info["op_shares"] = profile_round(subject, self.plan.profile, case, floor.seconds if floor else None)
         control = stage.build(CONTROL).run_round if case.implementation == "flash" else None
         info.update(self.time(case, subject, benchmark, control))
         seconds = list(benchmark.stats.stats.data) if benchmark.stats is not None else []

@@ -15,7 +15,7 @@ from pytest_benchmark.storage.file import FileStorage
 from pytest_benchmark.utils import safe_dumps
 
 from .journal import JOURNAL, PROBLEMS, storage_folder
-from .options import is_perf_item
+from .options import PLAN, is_perf_item
 from .plan import BadInputError
 from .regression.store import write_file
 from .regression.text import clean
@@ -70,6 +70,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if not count or config.option.collectonly:
         return
     benchmarks: Any = config._benchmarksession  # type: ignore[attr-defined]
+    profile = config.stash[PLAN].profile
+    if profile is not None:
+        check_folder(profile, "--perf-profile", count)
     check_folder(storage_folder(config), "--benchmark-storage", count)
     if (benchmarks.save or benchmarks.autosave) and isinstance(benchmarks.storage, WholeFileStorage):
         check_folder(benchmarks.storage.folder(), "--benchmark-storage", count)

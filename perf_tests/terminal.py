@@ -3,30 +3,35 @@
 import os
 import platform
 import time
-from collections.abc import Generator, Sequence
+from collections import Counter
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from .audio import Speech
+from .cases import GENERATE
 from .estimate import estimate_seconds
 from .journal import JOURNAL, Entry
 from .machine import find_xformers, version_of
-from .options import PLAN, is_perf_item
-from .plan import SYNTHETIC, Plan
+from .options import PLAN, is_perf_item, make_plan_of
+from .plan import SYNTHETIC, BadInputError, Plan
 from .progress import Progress, format_duration
 from .table import describe_result, render_counted_table, render_table
+from .works import ACCURACY, COMPONENTS, function_of
 
 PROGRESS = pytest.StashKey[Progress]()
 SPEECH = pytest.StashKey[Speech]()
 START = pytest.StashKey[float]()
+COLLECTED_ONLY = pytest.StashKey[bool]()
 
 
 def pytest_report_collectionfinish(config: pytest.Config, items: Sequence[pytest.Item]) -> list[str]:
     """The header: where and with what the cases run, how many they are and about how long they take."""
     count = sum(map(is_perf_item, items))
     if not count or config.option.collectonly:
+        config.stash[COLLECTED_ONLY] = bool(count)
         return []
     reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
     if count == len(items) and reporter is not None and config.get_verbosity() == 0:
@@ -115,7 +120,10 @@ def pytest_report_teststatus(
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """The table of all cases, after pytest-benchmark's."""
+    """The table of all cases, after pytest-benchmark's; where they were but collected, what else there is."""
+    if config.stash.get(COLLECTED_ONLY, False) and config.get_verbosity() >= -1:
+        for line in describe_groups(config):
+            terminalreporter.write_line(line)
     if JOURNAL not in config.stash:
         return
     journal = config.stash[JOURNAL]
@@ -128,3 +136,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 def _case_id(name: str) -> str:
     return name.partition("[")[2].removesuffix("]") or name
+
+
+def describe_groups(config: pytest.Config) -> Iterator[str]:
+    """A line for each test that the chosen preset has cases of, also where another option runs them."""
+    chosen = config.stash[PLAN]
+    yield f"perf: cases of preset {chosen.preset} ({chosen.preset_reason})"
+    for matrix in (GENERATE, COMPONENTS, ACCURACY):
+        try:
+            plan = make_plan_of(config, components=matrix is COMPONENTS, accuracy=matrix is ACCURACY)
+        except BadInputError:  # the selection names what this group does not have
+            continue
+        how = f"with {matrix.option}" if matrix.option else f"without {COMPONENTS.option} and {ACCURACY.option}"
+        if plan.cases == chosen.cases:
+            how = "listed above"
+        for name, count in Counter(map(function_of, plan.cases)).items():
+            yield f"{count:6} {name:<18} {how}"

@@ -3,6 +3,7 @@
 A work takes the place of a setting: the third part of a case's id, and ``params.setting`` in the JSON.
 """
 
+from importlib import metadata
 from importlib.util import find_spec
 from typing import NamedTuple
 
@@ -18,8 +19,12 @@ from .cases import (
 )
 
 LONG_FORM_SECONDS = 600
-# Transformers' names, each with the module that it needs (both on a GPU, in half precision).
-FLASH_PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
+# Transformers' names, each with what has to be installed (both run on a GPU, in half precision): the module, and the
+# distribution that it must come from, since FlashAttention 4 brings a `flash_attn` too.
+FLASH_PACKAGES = {
+    "flash_attention_2": ("flash_attn", "flash-attn"),
+    "flash_attention_3": ("flash_attn_interface", "flash-attn-3"),
+}
 COMPONENT_IMPLEMENTATIONS = (*IMPLEMENTATIONS, *FLASH_PACKAGES)
 
 
@@ -139,13 +144,21 @@ def default_implementations(device: str, dtype: str) -> tuple[str, ...]:
 
 def why_unavailable(implementation: str, device: str, dtype: str) -> str | None:
     """Why an implementation cannot run here, in one line; ``None`` if it can."""
-    module = FLASH_PACKAGES.get(implementation)
-    if module is None:
+    if implementation not in FLASH_PACKAGES:
         return None
-    if find_spec(module) is None:
-        return f"{implementation} needs the package of {module}, which is not installed"
+    module, distribution = FLASH_PACKAGES[implementation]
+    if find_spec(module) is None or not _is_installed(distribution):
+        return f"{implementation} needs the package {distribution}, which is not installed"
     if not device.startswith("cuda"):
         return f"{implementation} has no kernel for a {device.upper()}"
     if dtype == "float32":
         return f"{implementation} has no kernel for float32"
     return None
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        metadata.distribution(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

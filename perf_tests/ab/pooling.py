@@ -15,6 +15,8 @@ from perf_tests.regression.records import COUNTERS, MEMORY
 from perf_tests.regression.runs import Run
 
 Bench = dict[str, Any]
+# What follows from each process's median round and, for a component, from the limits that it measured itself.
+RATES = ("tokens_per_second", "real_time_factor", "floor_seconds", "fraction_of_limit")
 
 
 def pool_runs(runs: Sequence[Run], commit_info: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,8 +57,9 @@ def pool_benches(benches: Sequence[Bench]) -> Bench:
         info[key] = median_low(values) if len(values) == len(infos) else None
     info["parity"] = max((value["parity"] for value in infos), key=lambda parity: float(parity["max_abs_error"]))
     info["device_state"] = max((value["device_state"] for value in infos), key=_disturbance)
-    info["tokens_per_second"] = median([value["tokens_per_second"] for value in infos])
-    info["real_time_factor"] = median([value["real_time_factor"] for value in infos])
+    for key in RATES:
+        values = [value[key] for value in infos if value[key] is not None]
+        info[key] = median(values) if len(values) == len(infos) else None
     if info["control"] is not None:
         controls = [value["control"] for value in infos]
         positions = {control["position"] for control in controls}

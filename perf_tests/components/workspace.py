@@ -10,7 +10,7 @@ from transformers import WhisperFeatureExtractor
 
 from perf_tests.audio import SAMPLING_RATE, Speech
 from perf_tests.cases import CHECKPOINTS, WINDOW_SECONDS, Cell
-from perf_tests.floors import floor_of
+from perf_tests.floors import Floor, floor_of
 from perf_tests.models import Weights
 from perf_tests.outputs import OutputReference, check_outputs, make_output_reference
 from perf_tests.plan import Plan
@@ -70,15 +70,22 @@ class ComponentWorkspace(Workspace):
             self._outputs = make_output_reference(stage)
         return check_outputs(subject, self._outputs)
 
-    def findings(self, subject: Subject, seconds: list[float]) -> dict[str, Any]:
-        """The floor at this machine's limits, how near the median round comes to it, and the work's own findings."""
+    def floor(self, subject: Subject) -> Floor | None:
+        """The floor at this machine's limits, where the work has one."""
         assert isinstance(subject, Component)
-        record = dict.fromkeys(COMPONENT_KEYS) | subject.findings()
         phases = subject.phases()
         if not phases or self.limits is None:
-            return record
+            return None
         throughput = self.limits["flops_per_second"][str(self.place.dtype).removeprefix("torch.")]
-        floor = floor_of(phases, self.limits["memory_bytes_per_second"], throughput)
+        return floor_of(phases, self.limits["memory_bytes_per_second"], throughput)
+
+    def findings(self, subject: Subject, seconds: list[float]) -> dict[str, Any]:
+        """The floor, how near the median round comes to it, and the work's own findings."""
+        assert isinstance(subject, Component)
+        record = dict.fromkeys(COMPONENT_KEYS) | subject.findings()
+        floor = self.floor(subject)
+        if floor is None:
+            return record
         fraction = floor.seconds / median(seconds) if seconds else None
         return record | {
             "limit_bytes": floor.bytes,

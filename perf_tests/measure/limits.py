@@ -6,7 +6,7 @@ from PyTorch: what no library here reaches is not known to be possible.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,10 +18,12 @@ from perf_tests.subject import Place
 
 # Larger than a last-level cache: 256 MiB per buffer.
 BUFFER_BYTES = 256 * 1024 * 1024
-REPETITIONS = 6
-# A way that takes longer than this in all is not tried again: the session waits for it.
-LONGEST_SECONDS = 0.15
-# (rows, inner, columns): a product as in the encoder of a small and of a large checkpoint, and a square one.
+# Each way gets a short look, since the session waits for them all, and the best one a longer: what a busy moment hid of
+# it is seen then.
+LOOK_SECONDS = 0.06
+LONGER_LOOK_SECONDS = 0.4
+# (rows, inner, columns): a product as in the encoder of small.en on a CPU, of a large checkpoint on a GPU, and a square
+# one.
 CPU_SHAPES = ((1500, 768, 3072), (1536, 1536, 1536))
 CUDA_SHAPES = ((24000, 1280, 5120), (8192, 8192, 8192))
 
@@ -37,12 +39,14 @@ class Way(NamedTuple):
 @torch.no_grad()
 def measure_limits(place: Place) -> dict[str, Any]:
     """Measure the machine as seen from ``place``; the record for the key ``limits`` (``schema.py``)."""
-    bandwidth, bandwidth_way = _best(_moves(place), place)
+    moved = _best(_moves(place), place)
     flops: dict[str, float] = {}
     ways: dict[str, str] = {}
     for dtype in _dtypes(place):
         name = str(dtype).removeprefix("torch.")
         flops[name], ways[name] = _best(_products(place, dtype), place)
+    # Twice, some seconds apart: who shares the memory takes half of it and more, for tenths of a second at a time.
+    bandwidth, bandwidth_way = max(moved, _best(_moves(place), place))
     return {
         "memory_bytes_per_second": bandwidth,
         "memory_way": bandwidth_way,
@@ -62,13 +66,19 @@ def _dtypes(place: Place) -> list[torch.dtype]:
 
 
 def _moves(place: Place) -> Iterator[Way]:
-    """Reading by a sum and by a matrix-vector product; reading and writing by a copy."""
+    """Reading by a sum, a maximum, a matrix-vector and (two streams, the fastest here) a dot product; and a copy.
+
+    Nothing in place: a processor may write back while it reads, and so move more than any component can, which reads
+    weights and caches.
+    """
     rows, columns = 4096, BUFFER_BYTES // 4 // 4096
     source = torch.ones(rows, columns, device=place.device)
+    target = torch.ones_like(source)
     vector = torch.ones(columns, device=place.device)
     yield Way("sum", BUFFER_BYTES, source.sum)
     yield Way("matrix-vector product", BUFFER_BYTES, lambda: torch.mv(source, vector))
-    target = torch.empty_like(source)
+    yield Way("maximum", BUFFER_BYTES, source.amax)
+    yield Way("dot product", 2 * BUFFER_BYTES, lambda: torch.dot(source.view(-1), target.view(-1)))
     yield Way("copy", 2 * BUFFER_BYTES, lambda: target.copy_(source))
 
 
@@ -94,19 +104,20 @@ def _products(place: Place, dtype: torch.dtype) -> Iterator[Way]:
             yield Way(f"{name} {rows}x{inner}x{columns}", 2.0 * rows * inner * columns, call)
 
 
-def _best(ways: Iterator[Way], place: Place) -> tuple[float, str]:
+def _best(ways: Iterable[Way], place: Place) -> tuple[float, str]:
     """The largest amount per second, and how it was reached."""
-    best, name = 0.0, "none"
-    for way in ways:
-        start = time.perf_counter()
-        for _ in range(REPETITIONS):  # the first is the warm-up: slower, so never the best
-            place.synchronize()
-            before = time.perf_counter()
-            way.call()
-            place.synchronize()
-            rate = way.amount / (time.perf_counter() - before)
-            if rate > best:
-                best, name = rate, way.name
-            if time.perf_counter() - start > LONGEST_SECONDS:
-                break
-    return best, name
+    rate, way = max(((_rate(way, place, LOOK_SECONDS), way) for way in ways), key=lambda found: found[0])
+    return max(rate, _rate(way, place, LONGER_LOOK_SECONDS)), way.name
+
+
+def _rate(way: Way, place: Place, seconds: float) -> float:
+    """The largest amount per second within about ``seconds``, at least two calls: the first may be slower."""
+    best, start, calls = 0.0, time.perf_counter(), 0
+    while calls < 2 or time.perf_counter() - start < seconds:
+        place.synchronize()
+        before = time.perf_counter()
+        way.call()
+        place.synchronize()
+        best = max(best, way.amount / (time.perf_counter() - before))
+        calls += 1
+    return best

@@ -12,11 +12,11 @@ from perf_tests.works import function_of
 LARGEST = 20
 
 
-def profile_round(subject: Subject, folder: Path, case: Case) -> dict[str, float]:
+def profile_round(subject: Subject, folder: Path, case: Case, floor_seconds: float | None = None) -> dict[str, float]:
     """Profile one round of a warmed-up ``subject``.
 
     Writes ``<case>.trace.json.gz``, which https://ui.perfetto.dev opens, and ``<case>.txt``, a table, into
-    ``folder``.
+    ``folder``. Where there is a floor, the table says how much of the time that is: the rest is what to look for.
 
     Returns:
         Name and fraction of the largest ones. On a CPU of the operators' own time, that of what they call left
@@ -40,8 +40,9 @@ def profile_round(subject: Subject, folder: Path, case: Case) -> dict[str, float
             calls[event.key] = calls.get(event.key, 0) + event.count
     total = sum(seconds.values())
     largest = sorted(seconds, key=lambda key: -seconds[key])[:LARGEST]
+    floor = "" if floor_seconds is None else f"; at this machine's limits {floor_seconds:.6f} s"
     lines = [
-        f"{case.id}: {total:.6f} s in {sum(calls.values())} calls",
+        f"{case.id}: {total:.6f} s in {sum(calls.values())} calls{floor}",
         f"{'share':>7} {'seconds':>10} {'calls':>7}  name",
     ]
     lines += [f"{seconds[key] / total:7.1%} {seconds[key]:10.6f} {calls[key]:7}  {key}" for key in largest]

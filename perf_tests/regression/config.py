@@ -5,6 +5,11 @@
     metric = "time"                   # time, memory, counters, or one recorded key
     percent = 5
 
+    [[tool.perf_tests.thresholds]]    # the least that a component must reach; by default nothing must be reached
+    case = "test_decode_step[base.en-*-flash]"
+    metric = "fraction_of_limit"
+    least = 0.5                       # above 0, up to 1, which is the machine's limit
+
     [[tool.perf_tests.accept]]        # growth that is meant
     case = "*-flash"
     metric = "peak_memory_allocated_bytes"
@@ -22,9 +27,9 @@ from typing import Any, NamedTuple, TypeVar
 
 from perf_tests.plan import BadInputError
 
-from .records import COUNTERS, MEMORY
+from .records import COUNTERS, FRACTION, MEMORY
 from .text import clean
-from .thresholds import TIME, Accepted, Threshold
+from .thresholds import TIME, Accepted, Bar, Threshold
 
 CHECKOUT = Path(__file__).parents[2]
 Entry = TypeVar("Entry")
@@ -35,6 +40,7 @@ class Config(NamedTuple):
 
     thresholds: tuple[Threshold, ...] = ()
     accepted: tuple[Accepted, ...] = ()
+    bars: tuple[Bar, ...] = ()
 
 
 def find_config() -> Path | None:
@@ -60,8 +66,11 @@ def read_config(path: Path | None) -> Config:
     unknown = sorted(set(section) - {"thresholds", "accept"})
     if unknown:
         raise BadInputError(f"{clean(path)}: tool.perf_tests.{clean(unknown[0])}: unknown; thresholds or accept")
+    thresholds = _entries(path, section, "thresholds", _threshold)
     return Config(
-        tuple(_entries(path, section, "thresholds", _threshold)), tuple(_entries(path, section, "accept", _accepted))
+        tuple(entry for entry in thresholds if isinstance(entry, Threshold)),
+        tuple(_entries(path, section, "accept", _accepted)),
+        tuple(entry for entry in thresholds if isinstance(entry, Bar)),
     )
 
 
@@ -89,9 +98,13 @@ def _entries(
     return made
 
 
-def _threshold(entry: Mapping[str, Any]) -> Threshold:
+def _threshold(entry: Mapping[str, Any]) -> Threshold | Bar:
+    if entry.get("metric") == FRACTION:
+        _check_keys(entry, {"case", "metric", "least"})
+        return Bar(_text(entry, "case"), _fraction(entry, "least"))
     _check_keys(entry, {"case", "metric", "percent"})
-    return Threshold(_text(entry, "case"), _metric(entry, TIME, "memory", "counters"), _percent(entry, "percent"))
+    metric = _metric(entry, TIME, "memory", "counters", FRACTION)
+    return Threshold(_text(entry, "case"), metric, _percent(entry, "percent"))
 
 
 def _accepted(entry: Mapping[str, Any]) -> Accepted:
@@ -125,3 +138,10 @@ def _percent(entry: Mapping[str, Any], key: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
         raise ValueError(f"{key}: {value!r} is no percentage of 0 or more")
     return value / 100
+
+
+def _fraction(entry: Mapping[str, Any], key: str) -> float:
+    value = entry[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise ValueError(f"{key}: {value!r} is no fraction above 0 and up to 1")
+    return float(value)

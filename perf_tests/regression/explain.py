@@ -81,7 +81,8 @@ def _changes(pair: list[dict[str, float] | None], least: float) -> tuple[Operato
 
 
 def _infos(document: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    return {str(bench.get("name")): bench.get("extra_info") or {} for bench in document.get("benchmarks") or ()}
+    benches = (*(document.get("benchmarks") or ()), *(document.get("perf_counted") or ()))
+    return {str(bench.get("name")): bench.get("extra_info") or {} for bench in benches}
 
 
 def _read(info: Mapping[str, Any], key: str) -> dict[str, float] | None:

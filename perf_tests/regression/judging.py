@@ -1,24 +1,28 @@
-"""Judging one case: its time, its exact numbers, its parity."""
+"""Judging one case: its time, its exact numbers, its parity, how near it comes to the machine's limits."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from statistics import median
 
+from perf_tests.intervals import median_interval
 from perf_tests.schema import COUNTED_INFO, EXTRA_INFO, HARMFUL_THROTTLE_REASONS
 
 from .calibration import Noise
 from .pairs import Pair
-from .records import COUNTERS, MEMORY, Parity, Record
+from .records import COUNTERS, FRACTION, MEMORY, Parity, Record
 from .statistics import Change, Rounds, corrected_change, uncorrected_change
 from .text import clean, percent
 from .thresholds import (
     CONTROL_SHIFT,
     FOREIGN_LOAD_CORES,
+    FRACTION_NOISE,
+    LIMIT,
     PARITY,
     RESERVED_SEGMENT_BYTES,
     TIME,
     Rules,
 )
-from .verdicts import CaseResult, Finding, Verdict, conclude
+from .verdicts import CaseResult, Finding, Verdict, conclude, worst_of
 
 UNCORRECTED = "uncorrected time"
 OPTIONAL = frozenset(field.name for field in EXTRA_INFO if field.nullable)
@@ -38,7 +42,7 @@ def judge_case(pair: Pair, rules: Rules, noise: Noise) -> CaseResult:
     if not head.measured:
         return CaseResult(pair.id, Verdict.MISSING, (f"{NOT_MEASURED} by HEAD",))
     if base is None or not base.ran:
-        return _judge_new(pair.id, base, head)
+        return _judge_new(pair.id, base, head, rules)
     findings: list[Finding] = []
     if TIME in rules.kinds:
         findings += _judge_time(base, head, rules.allowed(pair.id, TIME), noise)
@@ -48,18 +52,23 @@ def judge_case(pair: Pair, rules: Rules, noise: Noise) -> CaseResult:
         findings += [f for metric in exact if (f := _judge_exact(base, head, metric, rules)) is not None]
         if PARITY in rules.kinds and not (base.counted and head.counted):
             findings.append(_judge_parity(base, head))
+        if LIMIT in rules.kinds:
+            findings += _judge_fraction(base, head, rules.least_fraction(pair.id))
     return conclude(pair.id, findings)
 
 
-def _judge_new(case_id: str, base: Record | None, head: Record) -> CaseResult:
-    """A case without a measurement in BASE: all that can be said of it is whether it is right."""
+def _judge_new(case_id: str, base: Record | None, head: Record, rules: Rules) -> CaseResult:
+    """A case without a measurement in BASE: whether it is right, and reaches what it must, is all that can be said."""
     why = "BASE did not select it"
     if base is not None:
         why = f"{base.outcome} in BASE" if base.outcome != "passed" else f"{NOT_MEASURED} by BASE"
     problem = parity_problem(head.parity, None, str(head.definition.get("dtype"))) if head.parity else None
     if problem:
         return CaseResult(case_id, Verdict.FAILED, (problem, why))
-    return CaseResult(case_id, Verdict.NEW, (why,))
+    fractions = (*_judge_fraction(None, head, rules.least_fraction(case_id)),) if LIMIT in rules.kinds else ()
+    reasons = (why, *(finding.reason for finding in fractions if finding.verdict is not Verdict.PASS))
+    verdict = worst_of([Verdict.NEW, *(finding.verdict for finding in fractions if finding.verdict)])
+    return CaseResult(case_id, verdict, reasons, fractions)
 
 
 # Time
@@ -108,7 +117,10 @@ def _judge_corrected(base: Record, head: Record, practical: float, noise: Noise)
         reason = f"time {percent(change.change)}, but {pairs} pairs are too few for a 95 % interval"
     elif verdict is Verdict.AMBIGUOUS:
         reason += ": the interval does not exclude a regression"
-    disturbances = [*_disturbances(base, head)]
+    disturbances = [*_disturbances("BASE", base), *_disturbances("HEAD", head)]
+    shift = uncorrected_change(base.control_seconds, head.control_seconds)
+    if not -CONTROL_SHIFT <= shift <= CONTROL_SHIFT:
+        disturbances.append(f"the control itself moved by {percent(shift)}")
     if disturbances:
         verdict = Verdict.AMBIGUOUS
         reason += f"; not to be trusted: {', '.join(disturbances)}"
@@ -137,19 +149,58 @@ def show_change(change: Change) -> str:
     return text
 
 
-def _disturbances(base: Record, head: Record) -> Iterator[str]:
+def _disturbances(name: str, record: Record) -> Iterator[str]:
     """Why the machine was not itself while a case was timed."""
-    for name, record in (("BASE", base), ("HEAD", head)):
-        cores = record.foreign_cpu_cores
-        if cores is not None and not cores <= FOREIGN_LOAD_CORES:
-            yield f"foreign load, {cores:.2f} cores, in {name}"
-        if record.gpu_foreign_processes:
-            yield f"{record.gpu_foreign_processes} other processes on the GPU in {name}"
-        if (record.gpu_throttle_reasons or 0) & HARMFUL_THROTTLE_REASONS:
-            yield f"the GPU's clocks throttled in {name}"
-    shift = uncorrected_change(base.control_seconds, head.control_seconds)
-    if not -CONTROL_SHIFT <= shift <= CONTROL_SHIFT:
-        yield f"the control itself moved by {percent(shift)}"
+    cores = record.foreign_cpu_cores
+    if cores is not None and not cores <= FOREIGN_LOAD_CORES:
+        yield f"foreign load, {cores:.2f} cores, in {name}"
+    if record.gpu_foreign_processes:
+        yield f"{record.gpu_foreign_processes} other processes on the GPU in {name}"
+    if (record.gpu_throttle_reasons or 0) & HARMFUL_THROTTLE_REASONS:
+        yield f"the GPU's clocks throttled in {name}"
+
+
+# The machine's limits
+
+
+def _judge_fraction(base: Record | None, head: Record, least: float | None) -> Iterator[Finding]:
+    """HEAD's fraction of the machine's limit against the least that it must reach; where none is set, any passes.
+
+    It follows from times that no control corrects, so whatever lies within the rounds' interval and the machine's noise
+    of the bar is AMBIGUOUS.
+    """
+    ours, theirs = base.fraction_of_limit if base else None, head.fraction_of_limit
+    if ours is None and theirs is None:
+        return
+    if theirs is None:
+        verdict = None if least is None else Verdict.MISSING
+        yield Finding(FRACTION, verdict, f"{FRACTION}: recorded by BASE, not by HEAD", ours, least=least)
+        return
+    change = theirs / ours - 1 if ours else None
+    before = "" if ours is None else f"; {ours:.3g} in BASE"
+    if least is None:
+        yield Finding(FRACTION, Verdict.PASS, f"{FRACTION} {theirs:.3g}{before}", ours, theirs, change)
+        return
+    low, high = (theirs * factor for factor in _spread(head.seconds))
+    if low >= least:
+        verdict = Verdict.PASS
+    else:
+        verdict = Verdict.REGRESSED if high < least else Verdict.AMBIGUOUS
+    reason = f"{FRACTION} {theirs:.3g} [{low:.3g}, {high:.3g}], must reach {least:g}{before}"
+    disturbances = [*_disturbances("HEAD", head)]
+    if disturbances:
+        verdict = Verdict.AMBIGUOUS
+        reason += f"; not to be trusted: {', '.join(disturbances)}"
+    yield Finding(FRACTION, verdict, reason, ours, theirs, change, least=least)
+
+
+def _spread(seconds: Sequence[float]) -> tuple[float, float]:
+    """By which factors what is measured over the median round may be off: its interval, and the machine's noise."""
+    if not seconds:
+        return 1 - FRACTION_NOISE, 1 + FRACTION_NOISE
+    shortest, longest = median_interval(seconds) or (min(seconds), max(seconds))
+    middle = median(seconds)
+    return middle / longest * (1 - FRACTION_NOISE), middle / shortest * (1 + FRACTION_NOISE)
 
 
 # Memory and counters

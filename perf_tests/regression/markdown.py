@@ -1,7 +1,7 @@
 """A comparison as Markdown, for a pull request."""
 
 from .comparison import Comparison
-from .terminal import COLUMNS, cells
+from .terminal import cells, shown_columns
 from .text import escape_markdown
 from .verdicts import Verdict
 
@@ -25,9 +25,10 @@ def to_markdown(comparison: Comparison) -> str:
     for case_id, finding in comparison.accepted():
         lines.append(f"- accepted: {escape_markdown(case_id)}: {escape_markdown(finding.reason)}")
     lines += [f"- {escape_markdown(note)}" for note in comparison.notes]
-    lines += ["", "<details><summary>all cases</summary>", "", f"| verdict | case | {' | '.join(COLUMNS)} |"]
-    lines.append("|---|---|" + "---:|" * len(COLUMNS))
+    columns = shown_columns(comparison)
+    lines += ["", "<details><summary>all cases</summary>", "", f"| verdict | case | {' | '.join(columns)} |"]
+    lines.append("|---|---|" + "---:|" * len(columns))
     for case in comparison.by_badness():
-        figures = " | ".join(map(escape_markdown, cells(case)))
+        figures = " | ".join(map(escape_markdown, cells(case, columns)))
         lines.append(f"| {case.verdict} | {escape_markdown(case.id)} | {figures} |")
     return "\n".join([*lines, "", "</details>", ""])

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 # Recorded keys that are compared as exact numbers, memory first. Units are in the names.
 MEMORY = ("peak_memory_allocated_bytes", "peak_memory_reserved_bytes", "model_memory_bytes")
 COUNTERS = ("aten_op_count", "flop_count", "kernel_launch_count", "host_sync_count")
+# How near a component comes to the machine's limits.
+FRACTION = "fraction_of_limit"
 # What defines the work, apart from its hash; ``--allow`` takes these names.
 DEFINITION = ("device", "dtype", "batch_size", "new_tokens", "weights", "audio")
 
@@ -52,6 +54,7 @@ class Record(NamedTuple):
     process_rounds: tuple[int, ...] = ()
     exact: Mapping[str, int | None] = {}
     parity: Parity | None = None
+    fraction_of_limit: float | None = None
     foreign_cpu_cores: float | None = None
     gpu_foreign_processes: int | None = None
     gpu_throttle_reasons: int | None = None
@@ -91,6 +94,7 @@ def read_record(name: str, outcome: str, reason: str | None, bench: Mapping[str,
         definition=_read_definition(name, info),
         exact={key: _read_count(f"{name}: {key}", info.get(key)) for key in (*MEMORY, *COUNTERS)},
         parity=_read_parity(f"{name}: parity", info.get("parity")),
+        fraction_of_limit=_number(f"{name}: {FRACTION}", info.get(FRACTION)),
         foreign_cpu_cores=_number(f"{name}: foreign_cpu_cores", state.get("foreign_cpu_cores")),
         gpu_foreign_processes=_read_count(f"{name}: gpu_foreign_processes", state.get("gpu_foreign_processes")),
         gpu_throttle_reasons=_read_count(f"{name}: gpu_throttle_reasons", state.get("gpu_throttle_reasons")),

@@ -3,11 +3,13 @@
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from .comparison import Comparison
 from .explain import Explanation
 from .judging import UNCORRECTED, show_change
+from .records import FRACTION
 from .statistics import Change
 from .text import clean, percent
 from .thresholds import TIME
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 LEAST_WIDTH = 132
+# What one figure more takes.
+COLUMN_WIDTH = 16
 STYLES = {
     Verdict.IMPROVED: "green",
     Verdict.PASS: "green",
@@ -26,6 +30,7 @@ STYLES = {
     Verdict.MISSING: "bold red",
     Verdict.FAILED: "bold red",
 }
+OF_LIMIT = "of limit"
 COLUMNS = ("time [95 %]", "uncorrected", "peak memory", "ATen ops", "FLOPs")
 
 
@@ -44,9 +49,10 @@ def print_comparison(
     file = file or sys.stdout
     if hasattr(file, "reconfigure"):
         file.reconfigure(errors="backslashreplace")  # a terminal in ASCII gets all but the arrows
+    least = LEAST_WIDTH + COLUMN_WIDTH * (len(shown_columns(comparison)) - len(COLUMNS))
     console = Console(
         file=file,
-        width=max(LEAST_WIDTH, shutil.get_terminal_size().columns),
+        width=max(least, shutil.get_terminal_size().columns),
         force_terminal=colour,
         no_color=colour is False or "NO_COLOR" in os.environ,
         highlight=False,
@@ -87,16 +93,22 @@ def _table(comparison: Comparison) -> Any:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("verdict", no_wrap=True)
     table.add_column("case", overflow="fold")
-    for name in COLUMNS:
+    columns = shown_columns(comparison)
+    for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     for case in comparison.by_badness():
         verdict = Text(str(case.verdict), STYLES[case.verdict])
-        table.add_row(verdict, Text(clean(case.id, 80)), *map(Text, cells(case)))
+        table.add_row(verdict, Text(clean(case.id, 80)), *map(Text, cells(case, columns)))
     return table
 
 
-def cells(case: CaseResult) -> list[str]:
-    """The figures of a case under ``COLUMNS``; nothing where there is none."""
+def shown_columns(comparison: Comparison) -> tuple[str, ...]:
+    """The figures that there are: how near to the machine's limit for components alone."""
+    return (*COLUMNS, OF_LIMIT) if any(case.finding(FRACTION) for case in comparison.cases) else COLUMNS
+
+
+def cells(case: CaseResult, columns: Sequence[str]) -> list[str]:
+    """The figures of a case under ``columns``; nothing where there is none."""
     time = case.finding(TIME)
     texts = [""]
     if time is not None and time.change is not None:
@@ -104,4 +116,8 @@ def cells(case: CaseResult) -> list[str]:
     for metric in (UNCORRECTED, "peak_memory_allocated_bytes", "aten_op_count", "flop_count"):
         finding = case.finding(metric)
         texts.append("" if finding is None or finding.change is None else percent(finding.change))
+    if OF_LIMIT in columns:
+        fraction = case.finding(FRACTION)
+        ends = (fraction.base, fraction.head) if fraction else ()
+        texts.append(" → ".join(f"{end:.2f}" for end in ends if end is not None))
     return texts

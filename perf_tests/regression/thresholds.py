@@ -6,9 +6,12 @@ from typing import NamedTuple
 from .patterns import matches
 from .records import COUNTERS, MEMORY
 
-TIME, PARITY = "time", "parity"
-KINDS = (TIME, "memory", "counters", PARITY)
+TIME, PARITY, LIMIT = "time", "parity", "limit"
+KINDS = (TIME, "memory", "counters", PARITY, LIMIT)
+# What is judged from the rounds, without which the others can be.
+TIMED_KINDS = frozenset({TIME, LIMIT})
 KIND_OF = {TIME: TIME, PARITY: PARITY} | dict.fromkeys(MEMORY, "memory") | dict.fromkeys(COUNTERS, "counters")
+BAR_OPTION = "--least-fraction-of-limit"
 # Relative growth that is allowed; growth of just that much still is.
 DEFAULTS: Mapping[str, float] = {TIME: 0.03, "memory": 0.01, "counters": 0.0}
 # ``ab`` measures both sides now, in several processes each: a smaller change counts.
@@ -17,6 +20,9 @@ AB_DEFAULTS: Mapping[str, float] = {**DEFAULTS, TIME: 0.02}
 DEFAULT_NOISE = 0.03
 # A control that moved more says that the machine was another one, whatever the ratio says.
 CONTROL_SHIFT = 0.15
+# What a fraction of the limit moves by between sessions of unchanged code, since no control corrects it. Measured eight
+# times within half a minute on two cores of a shared EPYC: bandwidth 33 to 46 GB/s, matrix products 188 to 216 GFLOP/s.
+FRACTION_NOISE = 0.2
 # Other processes that keep more cores than this busy slow the rounds, and not both of a pair alike. The suite's own
 # table marks cases by the same figure.
 FOREIGN_LOAD_CORES = 0.2
@@ -50,11 +56,19 @@ class Accepted(NamedTuple):
         return self.metric in (metric, KIND_OF[metric]) and matches(self.case, case_id)
 
 
+class Bar(NamedTuple):
+    """The least ``fraction_of_limit`` that HEAD's cases of a pattern must reach; ``typed`` on the command line."""
+
+    case: str
+    least: float
+    typed: bool = False
+
+
 class Rules(NamedTuple):
     """All that decides a verdict, apart from the runs and the machine's noise.
 
     ``defaults`` and ``command_line`` hold a threshold by kind; ``patterns`` and ``accepted`` come from
-    ``pyproject.toml``.
+    ``pyproject.toml``, and so do ``bars``, those of the command line behind them.
     """
 
     kinds: frozenset[str] = frozenset(KINDS)
@@ -62,6 +76,7 @@ class Rules(NamedTuple):
     command_line: Mapping[str, float] = {}
     patterns: Sequence[Threshold] = ()
     accepted: Sequence[Accepted] = ()
+    bars: Sequence[Bar] = ()
 
     def allowed(self, case_id: str, metric: str) -> float:
         """Relative growth that is allowed: what was typed, else the last pattern that matches, else the default."""
@@ -76,3 +91,7 @@ class Rules(NamedTuple):
     def acceptance(self, case_id: str, metric: str, growth: float) -> Accepted | None:
         """The entry that accepts so much growth, if there is one."""
         return next((e for e in self.accepted if e.covers(case_id, metric) and growth <= e.limit), None)
+
+    def least_fraction(self, case_id: str) -> float | None:
+        """The ``fraction_of_limit`` that a case must reach: the last bar that matches; ``None`` where none does."""
+        return next((bar.least for bar in reversed(self.bars) if matches(bar.case, case_id)), None)

@@ -7,7 +7,15 @@ from perf_tests.regression.text import escape_markdown
 
 from .gathering import Machine
 from .machine import describe_machine
-from .numbers import show_gigabytes, show_nominal, show_parity, show_ratio, show_significant, show_speedup
+from .numbers import (
+    seldom_recorded,
+    show_gigabytes,
+    show_nominal,
+    show_parity,
+    show_ratio,
+    show_significant,
+    show_speedup,
+)
 from .reading import CaseView, RunView
 from .rows import MEMORY, PAPER_SETTINGS, Row, implementations_of, rows_of, settings_of, with_missing
 
@@ -161,7 +169,15 @@ def _others(cases: Sequence[CaseView]) -> list[str]:
         return []
     from perf_tests.table import format_seconds
 
-    columns = ("Case", "Rounds", "Median round", "Memory / GB", "ATen ops")
+    more = seldom_recorded(cases)
+    columns = (
+        "Case",
+        "Rounds",
+        "Median round",
+        "Memory / GB",
+        "ATen ops",
+        *(heading.capitalize() for heading, _, _ in more),
+    )
     lines = [
         [
             escape_markdown(case.id),
@@ -169,6 +185,7 @@ def _others(cases: Sequence[CaseView]) -> list[str]:
             format_seconds(case.median_seconds) if case.median_seconds else "",
             show_gigabytes(case.value(MEMORY)),
             "" if case.value("aten_op_count") is None else f"{case.value('aten_op_count'):,.0f}",
+            *(show(case.value(key)) for _, key, show in more),
         ]
         for case in cases
     ]

@@ -1,12 +1,12 @@
 """Numbers as a report shows them; an empty text where there is none."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from perf_tests.intervals import Estimate
 from perf_tests.table import format_seconds
 
-from .reading import number
+from .reading import CaseView, number
 
 GIGABYTE = 1_000_000_000
 MEGABYTE = 1_000_000
@@ -53,6 +53,25 @@ def show_count(count: float | None) -> str:
 def show_significant(value: float | None) -> str:
     """Three digits that count."""
     return "" if value is None else f"{value:#.3g}".removesuffix(".") if value else "0"
+
+
+def show_share(fraction: float | None) -> str:
+    """``5.1 %``."""
+    return "" if fraction is None else f"{100 * fraction:.1f} %"
+
+
+# What only some works have: heading, recorded key, how it is shown.
+SELDOM_RECORDED = (
+    ("of the limit", "fraction_of_limit", show_ratio),
+    ("real-time factor", "real_time_factor", show_significant),
+    ("word error rate", "word_error_rate", show_share),
+)
+
+
+def seldom_recorded(cases: Iterable[CaseView]) -> list[tuple[str, str, Callable[[float | None], str]]]:
+    """Those that any of ``cases`` has."""
+    keys = {key for case in cases for _, key, _ in SELDOM_RECORDED if case.value(key) is not None}
+    return [entry for entry in SELDOM_RECORDED if entry[1] in keys]
 
 
 def show_change(fraction: float | None) -> str:

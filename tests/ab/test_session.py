@@ -67,6 +67,21 @@ def test_both_runs_are_saved_whole(ab: Ab, lab: Lab, repository: Repository) -> 
         assert len(info_of(run)["control"]["rounds_seconds"]) == 60
 
 
+def test_components_are_pooled_too(ab: Ab, lab: Lab, repository: Repository) -> None:
+    """An encoder makes no tokens; each process compares itself with the limits that it measured."""
+
+    def component(run: dict[str, Any], job: Job) -> None:
+        fraction = 0.4 + 0.1 * len(lab.jobs)
+        info_of(run).update(tokens_per_second=None, fraction_of_limit=fraction, floor_seconds=0.2 * fraction)
+
+    lab.spoil = component
+    assert ab("--processes", "3", "--least-fraction-of-limit", "0.5").code == 0
+    run = json.loads((session_folder(repository) / "base.json").read_text())
+    assert info_of(run)["tokens_per_second"] is None
+    assert info_of(run)["fraction_of_limit"] == pytest.approx(0.8)  # of 0.5, 0.8 and 0.9: the first, fourth and fifth
+    assert info_of(run)["floor_seconds"] == pytest.approx(0.16)
+
+
 def test_only_flash_is_measured_unless_told_otherwise(ab: Ab, lab: Lab) -> None:
     ab("--processes", "2")
     ab("--processes", "2", "--fresh", "--", "--perf-implementation", "eager", "-k", "tiny")

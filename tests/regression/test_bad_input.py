@@ -202,6 +202,7 @@ def test_rounds_that_are_not_there_or_do_not_pair(compare: Compare, base: Run, h
         ("parity", {"max_abs_error": "small", "bound": 1}),
         ("control", [1, 2]),
         ("case_definition", None),
+        ("fraction_of_limit", "half"),
         ("device_state", {"foreign_cpu_cores": "few"}),
     ],
 )
@@ -284,6 +285,10 @@ def test_what_was_typed(arguments: list[str], capsys: pytest.CaptureFixture[str]
         '[[tool.perf_tests.thresholds]]\ncase = 1\nmetric = "time"\npercent = 1',
         '[[tool.perf_tests.thresholds]]\ncase = "*"\nmetric = "time"\npercent = "1"',
         '[[tool.perf_tests.thresholds]]\ncase = "*"\nmetric = "time"\npercent = 1\nmood = 1',
+        '[[tool.perf_tests.thresholds]]\ncase = "*"\nmetric = "time"\nleast = 0.5',
+        '[[tool.perf_tests.thresholds]]\ncase = "*"\nmetric = "fraction_of_limit"\npercent = 50',
+        '[[tool.perf_tests.thresholds]]\ncase = "*"\nmetric = "fraction_of_limit"\nleast = 50',
+        '[[tool.perf_tests.thresholds]]\ncase = "*"\nmetric = "fraction_of_limit"\nleast = true',
     ],
 )
 def test_a_broken_config(text: str, compare: Compare, base: Run, head: Run, tmp_path: Path) -> None:

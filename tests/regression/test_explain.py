@@ -7,7 +7,7 @@ import pytest
 from perf_tests.cases import Case
 
 from .conftest import Outcome
-from .make_runs import CELL, FLASH, ORIGINAL, info_of, make_run
+from .make_runs import CELL, FLASH, ORIGINAL, info_of, make_counted, make_run
 
 CASES = [Case(*CELL, "original"), Case(*CELL, "flash")]
 
@@ -49,6 +49,12 @@ def test_counts_that_moved_while_their_sum_did_not(runs: tuple[dict, dict], comp
     outcome = compare(base, head, "--explain", "--only", "counters")
     assert outcome.code == 0
     assert "100 → 90 (-10)" in outcome.out
+
+
+def test_runs_that_were_only_counted(runs: tuple[dict, dict], compare: Callable[..., Outcome]) -> None:
+    base, head = map(make_counted, runs)
+    info_of(head, FLASH)["op_counts"] = {"aten.mm": 90, "aten.view": 60}
+    assert "100 → 90 (-10)" in compare(base, head, "--explain").out
 
 
 def test_without_the_option_nothing_is_explained(runs: tuple[dict, dict], compare: Callable[..., Outcome]) -> None:

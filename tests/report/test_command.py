@@ -203,7 +203,11 @@ def test_components_stand_beside_their_limits(report: Report, tmp_path: Path) ->
         "flops_per_second": {"float32": 200e9},
         "flops_ways": {"float32": "linear"},
     }
-    page = Page(report(save(run, tmp_path / "run.json")).html)
+    outcome = report(save(run, tmp_path / "run.json"))
+    page = Page(outcome.html)
+    assert page.tables["test_decode_step"][0][-2:] == ["0.50", "0.0200"]
+    (line,) = (cells(line) for line in outcome.markdown.splitlines() if "decode" in line)
+    assert line[-2:] == ["0.50", "0.0200"]
     assert page.tables["Components and their floors"] == [
         ["decode_step base.en 6 cache_64", "flash", "20.0 ms", "10.0 ms", "0.50", "240,000,000", "120,000,000"]
     ]
@@ -211,6 +215,18 @@ def test_components_stand_beside_their_limits(report: Report, tmp_path: Path) ->
         ["memory, GB/s", "24.0", "sum"],
         ["matrix products in float32, GFLOP/s", "200.0", "linear"],
     ]
+
+
+def test_words_that_were_wrong_are_told(report: Report, tmp_path: Path) -> None:
+    run = make_run()
+    bench = run["benchmarks"][1]
+    bench["name"] = run["perf_cases"][1]["id"] = "test_accuracy[tiny.en-4-transcribe-flash]"
+    bench["params"]["setting"] = "transcribe"
+    bench["extra_info"]["word_error_rate"] = 0.25
+    outcome = report(save(run, tmp_path / "run.json"))
+    assert Page(outcome.html).tables["test_accuracy"][0][-1] == "25.0 %"
+    assert "| Word error rate |" in outcome.markdown
+    assert "25.0 % |" in outcome.markdown
 
 
 def test_what_did_not_pass_is_said(report: Report, tmp_path: Path) -> None:

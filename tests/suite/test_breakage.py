@@ -77,6 +77,13 @@ def test_a_storage_that_cannot_be_written_is_refused_before_the_first_case(tmp_p
     assert "single-original" not in result.stdout
 
 
+def test_a_folder_for_traces_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = run_broken(tmp_path / "runs", "", "--perf-profile", str(tmp_path / "file" / "traces"))
+    assert result.returncode == pytest.ExitCode.USAGE_ERROR, result.stdout + result.stderr
+    assert "--perf-profile: cannot write to " in result.stderr
+
+
 def test_too_little_space_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saving.check_folder(tmp_path, "--benchmark-json", 78)
     assert not list(tmp_path.iterdir())

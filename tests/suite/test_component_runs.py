@@ -72,7 +72,9 @@ def test_profiles_lie_beside_the_run(saved: dict[str, Any], folder: Path) -> Non
     for bench in saved["benchmarks"]:
         stem = bench["name"].replace("[", "-").removesuffix("]")
         assert (folder / "profile" / f"{stem}.trace.json.gz").stat().st_size > 0
-        assert (folder / "profile" / f"{stem}.txt").read_text().startswith("tiny.en-4-")
+        first = (folder / "profile" / f"{stem}.txt").read_text().splitlines()[0]
+        assert first.startswith("tiny.en-4-")
+        assert first.endswith(f"at this machine's limits {bench['extra_info']['floor_seconds']:.6f} s")
         assert 0.5 < sum(bench["extra_info"]["op_shares"].values()) <= 1.001
 
 
@@ -100,10 +102,15 @@ def test_what_lacks_words_weights_or_a_package_is_skipped_with_its_reason(
 
 
 @pytest.mark.slow
+<<<<<<< HEAD
 @pytest.mark.parametrize(
     ("dtype", "implementations"), [("float32", ["original", "eager", "flash"]), ("bfloat16", ["flash"])]
 )
 def test_real_words_without_an_error(dtype: str, implementations: list[str], tmp_path: Path) -> None:
+=======
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])  # float16 passes too, and takes a CPU minutes
+def test_real_words_without_an_error(dtype: str, tmp_path: Path) -> None:
+>>>>>>> components
     speech = os.environ.get("WHISPER_TEST_SPEECH")
     if speech is None:
         pytest.skip("WHISPER_TEST_SPEECH names no folder of real speech")

@@ -264,7 +264,8 @@ def test_pytest_benchmark_reads_a_counted_run(folder: Path) -> None:
     assert "Traceback" not in result.stdout + result.stderr
 
 
-def test_rounds_and_counters_only_exclude_each_other() -> None:
-    result = run_suite("--perf-counters-only", "--perf-rounds", "3", "--perf-device", "cpu")
+@pytest.mark.parametrize(("option", "value"), [("--perf-rounds", "3"), ("--perf-profile", "traces")])
+def test_what_is_timed_and_counters_only_exclude_each_other(option: str, value: str) -> None:
+    result = run_suite("--perf-counters-only", option, value, "--perf-device", "cpu")
     assert result.returncode == pytest.ExitCode.USAGE_ERROR
-    assert "--perf-rounds: --perf-counters-only times nothing; leave one of the two out" in result.stderr
+    assert f"{option}: --perf-counters-only times nothing; leave one of the two out" in result.stderr

@@ -20,6 +20,27 @@ def test_collection_shows_the_presets_cases(preset: str, count: int) -> None:
     assert "perf_tests/test_generate.py::test_generate[tiny.en-4-single-flash]" in ids
 
 
+@pytest.mark.parametrize("more", [["-q"], []])
+def test_collection_names_the_other_groups(more: list[str]) -> None:
+    """What runs them is no part of a preset, so a preset's cases alone would hide that they are there."""
+    result = run_suite("--collect-only", "--perf-preset", "full", "--perf-device", "cpu", *more)
+    lines = [line.split(maxsplit=2) for line in result.stdout.partition("cases of preset full")[2].splitlines()]
+    groups = {line[1]: (int(line[0]), line[2]) for line in lines if len(line) == 3 and line[1].startswith("test_")}
+    assert groups.pop("test_generate") == (96, "listed above")
+    assert groups.pop("test_accuracy") == (21, "with --perf-accuracy")
+    assert {how for _, how in groups.values()} == {"with --perf-components"}
+    components = run_suite("--collect-only", "-q", "--perf-preset", "full", "--perf-device", "cpu", "--perf-components")
+    ids = [line.partition("::")[2].partition("[")[0] for line in components.stdout.splitlines() if "::" in line]
+    assert {name: count for name, (count, _) in groups.items()} == {name: ids.count(name) for name in {*ids}}
+    assert "96 test_generate      without --perf-components and --perf-accuracy" in components.stdout
+
+
+def test_collection_names_no_group_that_the_selection_leaves_out() -> None:
+    result = run_suite("--collect-only", "-q", "--perf-preset", "full", "--perf-setting", "single")
+    assert "48 test_generate" in result.stdout
+    assert "--perf-components" not in result.stdout
+
+
 def test_components_take_the_place_of_generate() -> None:
     result = run_suite("--collect-only", "-q", "--perf-preset", "full", "--perf-components", "--perf-device", "cpu")
     ids = [line for line in result.stdout.splitlines() if "::" in line]

@@ -155,6 +155,9 @@ def test_implementations_that_are_not_installed_run_only_where_asked_for(monkeyp
     assert implementations(implementations=("flash_attention_3",)) == {"flash_attention_3"}
     assert "not installed" in str(works.why_unavailable("flash_attention_3", "cuda", "float16"))
     monkeypatch.setattr(works, "find_spec", lambda name: name)
+    # FlashAttention 4 brings a module `flash_attn` too, and is another package.
+    assert "flash-attn, which is not installed" in str(works.why_unavailable("flash_attention_2", "cuda", "float16"))
+    monkeypatch.setattr(works.metadata, "distribution", lambda name: name)
     assert implementations() == {*works.COMPONENT_IMPLEMENTATIONS}
     assert implementations(dtype="float32") == {"original", "eager", "flash"}
     assert "CPU" in str(works.why_unavailable("flash_attention_2", "cpu", "float16"))

@@ -21,8 +21,9 @@ def build(subject: Subject) -> Section | None:
     if not cases:
         return None
     text = (
-        "The floor is the larger of two times: the bytes that a round must move over the machine's bandwidth, and its"
-        " operations over the machine's matrix throughput. 1 is the limit."
+        "The floor is the larger of two times, summed over the phases of a round that follow each other: the bytes that"
+        " a phase must move over the machine's bandwidth, and its operations over the machine's matrix throughput. 1 is"
+        " the limit; what fits into the processor's cache may come above it."
     )
     tables = [_table(cases), _machine_table(mapping(subject.run.machine_info.get("limits")))]
     return Section("limits", "Against the machine's limits", text, charts=[_chart(cases)], tables=tables)

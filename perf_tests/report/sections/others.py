@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from perf_tests.regression.records import COUNTERS
 from perf_tests.report.content import Cell, Section, Table, number_cell, text_cell
-from perf_tests.report.numbers import show_count, show_megabytes, show_seconds, show_speedup
+from perf_tests.report.numbers import seldom_recorded, show_count, show_megabytes, show_seconds, show_speedup
 from perf_tests.report.reading import CaseView
 from perf_tests.report.rows import MEMORY
 from perf_tests.report.subject import Subject
@@ -25,7 +25,12 @@ def build(subject: Subject) -> Section | None:
 
 
 def _table(test: str, cases: Sequence[CaseView]) -> Table:
-    return Table(test, COLUMNS, [_row(case) for case in cases], frozenset(range(1, len(COLUMNS))))
+    more = seldom_recorded(cases)
+    columns = (*COLUMNS, *(heading for heading, _, _ in more))
+    rows = [
+        [*_row(case), *(number_cell(show(case.value(key)), case.value(key)) for _, key, show in more)] for case in cases
+    ]
+    return Table(test, columns, rows, frozenset(range(1, len(columns))))
 
 
 def _row(case: CaseView) -> list[Cell]:

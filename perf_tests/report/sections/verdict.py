@@ -6,7 +6,7 @@ from typing import Any
 import altair as alt
 
 from perf_tests.regression.comparison import Comparison
-from perf_tests.regression.terminal import COLUMNS, cells
+from perf_tests.regression.terminal import cells, shown_columns
 from perf_tests.regression.thresholds import TIME
 from perf_tests.regression.verdicts import COULD_NOT_JUDGE, FAILING, Verdict
 from perf_tests.report import charts
@@ -26,12 +26,13 @@ def build(comparison: Comparison, labels: Mapping[str, str]) -> Section:
     if told:
         rows = [[_verdict_cell(case.verdict), text_cell(case.id), text_cell("; ".join(case.reasons))] for case in told]
         tables.append(Table("What stands out", ("verdict", "case", "why"), rows))
+    columns = shown_columns(comparison)
     rows = [
-        [_verdict_cell(case.verdict), text_cell(case.id), *map(text_cell, cells(case))]
+        [_verdict_cell(case.verdict), text_cell(case.id), *map(text_cell, cells(case, columns))]
         for case in comparison.by_badness()
     ]
-    numeric = frozenset(range(2, 2 + len(COLUMNS)))
-    tables.append(Table("All cases, change from BASE to HEAD", ("verdict", "case", *COLUMNS), rows, numeric))
+    numeric = frozenset(range(2, 2 + len(columns)))
+    tables.append(Table("All cases, change from BASE to HEAD", ("verdict", "case", *columns), rows, numeric))
     chart = _chart(comparison, labels)
     return Section(
         "verdict",

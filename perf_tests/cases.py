@@ -143,7 +143,7 @@ PRESETS: dict[str, Preset] = {
             Cell("tiny.en", 4, "batched_small"),
         ),
         rounds={"single": 4, "batched_small": 3},
-        case_budget_seconds=45,
+        case_budget_seconds=50,
         least_pairs=6,
     ),
     "paper": Preset(cells=_cells(PAPER_ROWS, ("single", "batched")), rounds={}, case_budget_seconds=120),

@@ -69,12 +69,14 @@ class Case(NamedTuple):
 class Preset(NamedTuple):
     """The cells of a preset, the least rounds per setting where they are not the nominal number, and a budget.
 
-    ``case_budget_seconds`` is what timing a flash case may take while its speed-up is not known precisely enough.
+    ``case_budget_seconds`` is what timing a flash case may take while its speed-up is not known precisely enough;
+    ``least_pairs`` of its rounds, each beside a control round, are taken in any case.
     """
 
     cells: tuple[Cell, ...]
     rounds: Mapping[str, int]
     case_budget_seconds: float
+    least_pairs: int = 1
 
 
 class Matrix(NamedTuple):
@@ -141,7 +143,8 @@ PRESETS: dict[str, Preset] = {
             Cell("tiny.en", 4, "batched_small"),
         ),
         rounds={"single": 4, "batched_small": 3},
-        case_budget_seconds=36,
+        case_budget_seconds=50,
+        least_pairs=6,
     ),
     "paper": Preset(cells=_cells(PAPER_ROWS, ("single", "batched")), rounds={}, case_budget_seconds=120),
     "full": Preset(cells=_cells((*PAPER_ROWS, *LATER_ROWS), ("single", "batched")), rounds={}, case_budget_seconds=120),

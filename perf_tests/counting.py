@@ -4,16 +4,12 @@ Operators and FLOPs of every case; the allocator's peak of those whose rounds ar
 a CPU, and on a GPU of all. Parity is not checked: the ordinary tests do, and it would take as long as all the rest.
 """
 
-from functools import partial
-from typing import Any
-
 from .cases import Case
-from .measure.hollow import count_hollow_round, warm_up_without_products
 from .measure.memory import model_bytes
 from .measure.time import Benchmark
-from .procedure import COMPONENT_KEYS, Procedure, Workspace, counters_record, record_counters, record_memory
+from .procedure import COMPONENT_KEYS, Procedure, Workspace
 from .schema import TIMED_ONLY
-from .subject import Stage, Subject
+from .subject import Stage
 
 
 class Counting(Procedure):
@@ -33,19 +29,10 @@ class Counting(Procedure):
         info.update(self.describe(case, subject))
         if self.plan.computes(case.setting):
             self.progress.phase("memory")
-            warm_up = None if self.plan.on_cuda else partial(warm_up_without_products, subject)
-            info.update(record_memory(subject, warm_up))
+            info.update(self.measure_memory(case, subject)[0])
         self.progress.phase("counters")
-        info.update(record_counters(subject) if self.plan.on_cuda else self.count_hollow(case, subject))
+        info.update(self.count(case, subject))
+        if not self.plan.computes(case.setting):
+            info["model_memory_bytes"] = model_bytes(subject.model)
+            info["peak_memory_allocated_bytes"] = info["peak_memory_reserved_bytes"] = None
         info["attention_backend"] = subject.attention_backend()
-
-    def count_hollow(self, case: Case, subject: Subject) -> dict[str, Any]:
-        """The counters by way of hollow rounds, and the memory's keys where it was not measured."""
-        record = counters_record(count_hollow_round(subject, case))
-        if self.plan.computes(case.setting):
-            return record
-        return record | {
-            "model_memory_bytes": model_bytes(subject.model),
-            "peak_memory_allocated_bytes": None,
-            "peak_memory_reserved_bytes": None,
-        }

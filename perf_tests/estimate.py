@@ -15,8 +15,9 @@ GPU_BYTES_PER_SECOND = 2e12
 # How many times its floor a component takes, and what a call takes at least.
 ABOVE_FLOOR, CALL_SECONDS = 2.5, 1e-3
 BUILD_PARAMETERS_PER_SECOND = 50e6
-# Of one case: warm-ups, memory, parity, counters; these also run the profiler and the reference.
-UNTIMED_ROUNDS = 9
+# Of one case: warm-ups, memory, parity, counters; these also run the profiler and the reference. Fewer where warm-up
+# and counters do without arithmetic.
+UNTIMED_ROUNDS, UNTIMED_ROUNDS_HOLLOW = 9, 4
 # That the speed-up of a flash case takes to be known precisely enough.
 TYPICAL_PAIRS = 40
 # Where nothing is timed. On a GPU: for the memory two rounds, for the counters three. On a CPU: a round for the memory,
@@ -72,8 +73,10 @@ def _case_seconds(case: Case, plan: Plan, cores: int) -> float:
         timed *= 2
         aim = plan.aim_of(case.setting)
         if aim is not None:
-            timed = max(timed, min(aim.budget_seconds, TYPICAL_PAIRS * 2 * per_round))
-    return timed + UNTIMED_ROUNDS * per_round + build
+            pairs = max(aim.least, min(TYPICAL_PAIRS, aim.budget_seconds / (2 * per_round)))
+            timed = pairs * 2 * per_round
+    untimed = UNTIMED_ROUNDS_HOLLOW if plan.counts_hollow(case.setting) else UNTIMED_ROUNDS
+    return timed + untimed * per_round + build
 
 
 def _counting_seconds(case: Case, plan: Plan, build: float, per_round: float) -> float:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SEED = 2023
 WEIGHTS_VERSION = 1
-# A kind of weights for rounds that are counted and not computed.
+# A kind of weights for rounds whose numbers do not matter: memory that is never touched.
 ZEROS = "zeros"
 
 MODEL_CLASSES: "Mapping[str, type[WhisperForConditionalGeneration]]" = {

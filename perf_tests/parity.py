@@ -32,73 +32,82 @@ class ParityError(AssertionError):
     """An implementation's output is not the original's; the message says what differs and by how much."""
 
 
-class Reference(NamedTuple):
-    """What a cell's outputs are compared with. Tensors are on the host.
+class Outputs(NamedTuple):
+    """What an implementation gives, on the host.
 
-    Shapes: ``decoder_ids`` (2, prompt + new tokens), or one row for a batch of one; ``logits`` the same with
-    the vocabulary, float32; ``tokens`` (batch, new tokens).
+    Shapes: ``logits`` (2, prompt + new tokens, vocabulary), or one row for a batch of one, float32; ``tokens`` (batch,
+    new tokens).
     """
 
-    name: str
-    decoder_ids: torch.Tensor
     logits: torch.Tensor
     tokens: torch.Tensor
+
+
+class Reference(NamedTuple):
+    """What a cell's outputs are compared with: the original's tokens, and its logits or those in float32."""
+
+    name: str
+    outputs: Outputs
     original_error: float
     original_regret: float | None
 
 
-def make_reference(stage: "Stage") -> Reference:
-    """Run the original, for half precision also the original in float32, and let go of both."""
-    half = stage.place.dtype != torch.float32
-    ids = make_decoder_ids(stage)
-    with stage.borrow("original") as original:
-        own_logits, tokens = force(original, ids), original.generate().cpu()
-    if not half:
-        return Reference("original", ids, own_logits, tokens, 0.0, None)
+def read_outputs(subject: "Subject", stage: "Stage", tokens: torch.Tensor | None = None) -> Outputs:
+    """What ``subject`` gives; ``tokens`` are those of a round that it has run already."""
+    logits = force(subject, make_decoder_ids(stage))
+    return Outputs(logits, (subject.generate() if tokens is None else tokens).cpu())
+
+
+def make_reference(stage: "Stage", original: Outputs | None = None) -> Reference:
+    """From the original's outputs, for half precision also from the original in float32.
+
+    Whatever has to be built for that is let go of: the original, where its outputs are not given.
+    """
+    if original is None:
+        with stage.borrow("original") as subject:
+            original = read_outputs(subject, stage)
+    if stage.place.dtype == torch.float32:
+        return Reference("original", original, 0.0, None)
     with stage.borrow("original", torch.float32) as precise:
-        logits = force(precise, ids)
-        regret = measure_regret(precise, stage, tokens)
-    error = (own_logits - logits).abs().max().item()
-    return Reference("original float32", ids, logits, tokens, error, regret)
+        logits = force(precise, make_decoder_ids(stage))
+        regret = measure_regret(precise, stage, original.tokens)
+    error = (original.logits - logits).abs().max().item()
+    return Reference("original float32", Outputs(logits, original.tokens), error, regret)
 
 
-def check_parity(subject: "Subject", stage: "Stage", reference: Reference) -> dict[str, Any]:
-    """Compare ``subject`` with ``reference``; return the record (``schema.py``, key ``parity``).
+def check_parity(implementation: str, outputs: Outputs, reference: Reference, stage: "Stage") -> dict[str, Any]:
+    """Compare an implementation's ``outputs`` with ``reference``; return the record (``schema.py``, key ``parity``).
 
     Raises:
-        ParityError: a logit is not finite, the error or the regret exceeds its bound, the number of tokens is
-        not
-            what was forced, or in float32 a token differs.
+        ParityError: a logit is not finite, the error or the regret exceeds its bound, the number of tokens is not what
+            was forced, or in float32 a token differs.
     """
-    half = subject.place.dtype != torch.float32
-    logits = force(subject, reference.decoder_ids)
+    half = stage.place.dtype != torch.float32
+    expected, (logits, tokens) = reference.outputs, outputs
     if not torch.isfinite(logits).all():
-        raise ParityError(f"{subject.implementation} gives NaN or infinite logits")
-    error = (logits - reference.logits).abs().max().item()
-    scale = reference.logits.abs().max().item()
+        raise ParityError(f"{implementation} gives NaN or infinite logits")
+    error = (logits - expected.logits).abs().max().item()
+    scale = expected.logits.abs().max().item()
     bound = 2 * reference.original_error + HALF_FLOOR * scale if half else FLOAT32_TOLERANCE * scale
     if not error <= bound:
         raise ParityError(
-            f"{subject.implementation}'s logits are off by {error:.3g}, allowed {bound:.3g}"
+            f"{implementation}'s logits are off by {error:.3g}, allowed {bound:.3g}"
             f" (against the {reference.name}, whose logits reach {scale:.3g})"
         )
-    tokens = subject.generate().cpu()
-    if tokens.shape != reference.tokens.shape:
+    if tokens.shape != expected.tokens.shape:
         raise ParityError(
-            f"{subject.implementation} generated {tuple(tokens.shape)} tokens, not {tuple(reference.tokens.shape)}"
+            f"{implementation} generated {tuple(tokens.shape)} tokens, not {tuple(expected.tokens.shape)}"
         )
-    different = (tokens != reference.tokens).any(dim=0).nonzero()
+    different = (tokens != expected.tokens).any(dim=0).nonzero()
     first = int(different[0]) if len(different) else None
     if first is not None and not half:
-        raise ParityError(f"{subject.implementation}'s greedy tokens differ from the original's from token {first} on")
+        raise ParityError(f"{implementation}'s greedy tokens differ from the original's from token {first} on")
     regret = reference.original_regret
     if first is not None:
         with stage.borrow("original", torch.float32) as precise:
             regret = measure_regret(precise, stage, tokens)
         if not regret <= 2 * bound:
-            raise ParityError(
-                f"{subject.implementation} chose a token {regret:.3g} below the best, allowed {2 * bound:.3g}"
-            )
+            raise ParityError(f"{implementation} chose a token {regret:.3g} below the best, allowed {2 * bound:.3g}")
     return {
         "max_abs_error": error,
         "original_max_abs_error": reference.original_error,

@@ -99,7 +99,14 @@ class Plan(NamedTuple):
         """What the number of rounds of a flash case is chosen for; ``None`` where it was fixed."""
         if self.rounds is not None:
             return None
-        return Aim(self.rounds_of(setting), self.precision, self.case_budget)
+        least = self.rounds_of(setting)
+        if setting not in works.WORKS:
+            least = max(least, cases.PRESETS[self.preset].least_pairs)
+        return Aim(least, self.precision, self.case_budget)
+
+    def counts_hollow(self, setting: str) -> bool:
+        """Whether rounds of ``setting`` are counted without arithmetic: ``generate``'s on a CPU, where that is long."""
+        return not self.on_cuda and setting in cases.SETTINGS
 
     def computes(self, setting: str) -> bool:
         """Whether rounds of ``setting`` are computed: not where they are only counted and take a CPU minutes."""

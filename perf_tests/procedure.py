@@ -4,6 +4,7 @@ import gc
 import hashlib
 import json
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -15,12 +16,13 @@ from .floors import Floor
 from .intervals import estimate_speedup
 from .measure.counters import Counters, count_round
 from .measure.device import StateWatch
-from .measure.memory import measure_memory
+from .measure.hollow import count_hollow_round, warm_up_without_products
+from .measure.memory import measure_round
 from .measure.profile import profile_round
 from .measure.rounds import choose_rounds
 from .measure.time import Benchmark, time_rounds
 from .models import SEED, WEIGHTS_VERSION, ZEROS, Weights
-from .parity import Reference, check_parity, make_reference
+from .parity import Reference, check_parity, make_reference, read_outputs
 from .plan import Plan
 from .progress import Progress
 from .schema import SCHEMA_VERSION
@@ -37,27 +39,26 @@ class Workspace:
     def __init__(self, cell: Cell, plan: Plan, speech: Speech, place: Place, weights: Weights | None = None) -> None:
         self.cell = cell
         self.place = place
-        if plan.computes(cell.setting) or plan.weights != "random":
-            self.weights = weights or Weights(cell, plan.weights)
-            self._features = make_features(cell, speech)
-        else:
-            self.weights = weights or Weights(cell, ZEROS)
-            self._features = make_empty_features(cell)
+        uses_zeros = plan.counters_only and not plan.on_cuda and plan.weights == "random"
+        self.weights = weights or Weights(cell, ZEROS if uses_zeros else plan.weights)
+        computes = plan.computes(cell.setting) or plan.weights != "random"
+        self._features = make_features(cell, speech) if computes else make_empty_features(cell)
         self._reference: Reference | None = None
 
     def stage(self) -> Stage:
         """A stage for one case."""
         return Stage(self.cell, self.weights, self._features, self.place)
 
-    def reference(self, stage: Stage) -> Reference:
-        """The cell's reference, made at first need: after the memory pass, which wants the device alone."""
-        if self._reference is None:
-            self._reference = make_reference(stage)
-        return self._reference
+    def check_parity(self, subject: Subject, stage: Stage, output: Any = None) -> dict[str, Any]:
+        """Compare a subject with the cell's reference; the record for the key ``parity``.
 
-    def check_parity(self, subject: Subject, stage: Stage) -> dict[str, Any]:
-        """Compare a subject with the reference; the record for the key ``parity``."""
-        return check_parity(subject, stage, self.reference(stage))
+        ``output`` is what a round of ``subject`` has computed already: the tokens. The reference is made at first need,
+        after the memory pass, which wants the device alone; where that is the original's case, from its outputs.
+        """
+        outputs = read_outputs(subject, stage, output)
+        if self._reference is None:
+            self._reference = make_reference(stage, outputs if subject.implementation == CONTROL else None)
+        return check_parity(subject.implementation, outputs, self._reference, stage)
 
     def floor(self, subject: Subject) -> Floor | None:
         """The least time that a round can take on this machine; known of components alone."""
@@ -88,11 +89,13 @@ class Procedure:
         info = benchmark.extra_info
         info.update(self.describe(case, subject))
         self.progress.phase("memory")
-        info.update(record_memory(subject))
+        memory, output = self.measure_memory(case, subject)
+        info.update(memory)
         self.progress.phase("parity")
-        info["parity"] = workspace.check_parity(subject, stage)
+        info["parity"] = workspace.check_parity(subject, stage, output)
+        del output
         self.progress.phase("counters")
-        info.update(record_counters(subject))
+        info.update(self.count(case, subject))
         info["attention_backend"] = subject.attention_backend()
         info["op_shares"] = None
         if self.plan.profile is not None:
@@ -104,6 +107,16 @@ class Procedure:
         seconds = list(benchmark.stats.stats.data) if benchmark.stats is not None else []
         info.update(workspace.findings(subject, seconds))
 
+    def measure_memory(self, case: Case, subject: Subject) -> tuple[dict[str, Any], Any]:
+        """The memory pass: its record, and what its round has computed."""
+        warm_up = partial(warm_up_without_products, subject) if self.plan.counts_hollow(case.setting) else None
+        return record_memory(subject, warm_up)
+
+    def count(self, case: Case, subject: Subject) -> dict[str, Any]:
+        """The counters' pass."""
+        hollow = self.plan.counts_hollow(case.setting)
+        return record_counters(count_hollow_round(subject, case) if hollow else count_round(subject))
+
     def time(
         self,
         case: Case,
@@ -114,15 +127,17 @@ class Procedure:
         """The timed pass; returns what it adds to the record."""
         gc.collect()
         rounds, aim = self.plan.rounds_of(case.setting), self.plan.aim_of(case.setting)
+        warm_ups = 1
         if control is not None and aim is not None and not benchmark.disabled:
             self.progress.phase("choosing the number of rounds")
-            rounds = choose_rounds(subject.run_round, control, aim)
+            rounds, warm_ups = choose_rounds(subject.run_round, control, aim), 0
         self.progress.phase("timing", rounds)
         with StateWatch(self.plan.device) as watch:
             control_seconds = time_rounds(
                 benchmark,
                 subject.run_round,
                 rounds,
+                warm_ups=warm_ups,
                 control=control,
                 control_after=self.plan.control_after,
                 between=self.progress.rounds_done,
@@ -153,22 +168,18 @@ class Procedure:
         }
 
 
-def record_memory(subject: Subject, warm_up: Callable[[], None] | None = None) -> dict[str, Any]:
-    """The memory pass, under the recorded keys."""
-    memory = measure_memory(subject, warm_up)
-    return {
+def record_memory(subject: Subject, warm_up: Callable[[], None] | None = None) -> tuple[dict[str, Any], Any]:
+    """The memory pass, under the recorded keys, and what its round has computed."""
+    memory, output = measure_round(subject, warm_up)
+    record = {
         "model_memory_bytes": memory.model,
         "peak_memory_allocated_bytes": memory.peak_allocated,
         "peak_memory_reserved_bytes": memory.peak_reserved,
     }
+    return record, output
 
 
-def record_counters(subject: Subject) -> dict[str, Any]:
-    """The counters' pass, under the recorded keys."""
-    return counters_record(count_round(subject))
-
-
-def counters_record(counters: Counters) -> dict[str, Any]:
+def record_counters(counters: Counters) -> dict[str, Any]:
     """Counters under the recorded keys."""
     return {
         "aten_op_count": counters.aten_ops,

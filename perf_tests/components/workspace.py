@@ -63,8 +63,8 @@ class ComponentWorkspace(Workspace):
         kind = partial(KINDS[WORKS[self.cell.setting].test], cell=self.cell, speech=self._speech)
         return Stage(self.cell, self.weights, self._features, self.place, kind)
 
-    def check_parity(self, subject: Subject, stage: Stage) -> dict[str, Any]:
-        """Compare a subject's output with the original's."""
+    def check_parity(self, subject: Subject, stage: Stage, output: Any = None) -> dict[str, Any]:
+        """Compare what a subject gives, part by part, with the original's; ``output`` has no parts."""
         assert isinstance(subject, Component)
         if self._outputs is None:
             self._outputs = make_output_reference(stage)

@@ -48,8 +48,7 @@ def count_round(subject: Subject) -> Counters:
     if subject.place.device.type == "cuda":
         subject.run_round()
         launches, syncs = count_cuda_calls(_cuda_event_names(subject))
-    by_operator = dict(counter.by_operator.most_common())
-    return Counters(counter.operators, counter.flops, launches, syncs, by_operator)
+    return Counters(counter.operators, counter.flops, launches, syncs, counter.by_operator)
 
 
 class OperatorCounter(TorchDispatchMode):
@@ -57,13 +56,21 @@ class OperatorCounter(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.by_operator: Counter[str] = Counter()
+        self.calls: Counter[Any] = Counter()
         self.flops = 0
 
     @property
     def operators(self) -> int:
         """All of them."""
-        return self.by_operator.total()
+        return self.calls.total()
+
+    @property
+    def by_operator(self) -> dict[str, int]:
+        """Calls by name, overloads together, the most frequent first."""
+        by_name: Counter[str] = Counter()
+        for operator, calls in self.calls.items():
+            by_name[str(operator.overloadpacket)] += calls
+        return dict(by_name.most_common())
 
     def __torch_dispatch__(
         self,
@@ -74,7 +81,7 @@ class OperatorCounter(TorchDispatchMode):
     ) -> Any:
         keywords = dict(kwargs or {})
         result = self.compute(func, args, keywords)
-        self.by_operator[str(func.overloadpacket)] += 1
+        self.calls[func] += 1
         self.flops += count_flops(func, args, keywords, result)
         return result
 

@@ -83,20 +83,23 @@ OWN = {
 
 def count_flops(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
     """Operations of one call of a dispatched ``operator``; 0 where there is no formula for it."""
-    own = _own_formula(operator)
-    if own is not None:
-        output = result[0] if isinstance(result, tuple | list) else result
-        return own.compute(*(args[index].shape for index in own.operands), output.shape)
-    torchs = flop_registry.get(operator.overloadpacket)
-    return int(torchs(*args, **kwargs, out_val=result)) if torchs is not None else 0
+    formula = _formula_of(operator)
+    if formula is None:
+        return 0
+    if not isinstance(formula, Formula):
+        return int(formula(*args, **kwargs, out_val=result))
+    output = result[0] if isinstance(result, tuple | list) else result
+    return formula.compute(*(args[index].shape for index in formula.operands), output.shape)
 
 
 def has_formula(operator: Any) -> bool:
     """Whether the operations of a dispatched ``operator`` count: it is a product, a convolution or attention."""
-    return _own_formula(operator) is not None or operator.overloadpacket in flop_registry
+    return _formula_of(operator) is not None
 
 
 @functools.cache
-def _own_formula(operator: Any) -> Formula | None:
+def _formula_of(operator: Any) -> Formula | Callable[..., int] | None:
+    """A formula of our own, else torch's."""
     namespace, name, overload = str(operator).split(".")
-    return OWN.get((namespace, name, "")) or OWN.get((namespace, name, overload))
+    own = OWN.get((namespace, name, "")) or OWN.get((namespace, name, overload))
+    return own or flop_registry.get(operator.overloadpacket)

@@ -10,7 +10,7 @@ Everything else (token ids, masks, views, whatever is small) is computed as ever
 touched, so that a batch which would need 20 GB takes next to none.
 """
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 import torch
@@ -62,12 +62,12 @@ class HollowCounter(RoundCounter):
 
     def compute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What ``func`` returns: zeros of the right layout where it is large and gives numbers, else its result."""
-        if func.is_view or sum(tensor.numel() for tensor in _tensors(args)) < LARGE:
+        if func.is_view or _elements(args) < LARGE:
             return super().compute(func, args, kwargs)
         if func._schema.is_mutable:
             written = _written(func, args, kwargs)
             return super().compute(func, args, kwargs) if written is None else written
-        key = (func, _describe(args), _describe((*kwargs.items(),)))
+        key = (func, _describe(args), _describe(kwargs.items()) if kwargs else None)
         if key not in self._layouts:
             self._layouts[key] = _result_layout(func, args, kwargs)
         layout = self._layouts[key]
@@ -105,7 +105,7 @@ def warm_up_without_products(subject: Subject) -> None:
 def count_hollow_round(subject: Subject, case: Case) -> Counters:
     """Count a round of ``subject`` on a CPU, after a short one to warm up: what ``count_round`` would give.
 
-    A model that ran a hollow round must not be used for its numbers any more: what it lays out or keeps is zeros.
+    A model whose first round was hollow must not be used for its numbers any more: what it lays out or keeps is zeros.
 
     Raises:
         EndedEarlyError: the numbers decided how many tokens there are.
@@ -117,7 +117,7 @@ def count_hollow_round(subject: Subject, case: Case) -> Counters:
     setting = SETTINGS[case.setting]
     if tokens.shape != (setting.batch_size, setting.new_tokens):
         raise EndedEarlyError(f"{case.id}: generated {tuple(tokens.shape)} tokens without arithmetic")
-    return Counters(counter.operators, counter.flops, None, None, dict(counter.by_operator.most_common()))
+    return Counters(counter.operators, counter.flops, None, None, counter.by_operator)
 
 
 def _result_layout(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Layout] | Layout | None:
@@ -147,21 +147,28 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return targets[0] if one and targets[0].is_floating_point() else None
 
 
-def _tensors(value: object) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for each in value:
-            yield from _tensors(each)
+def _elements(values: Iterable[object]) -> int:
+    """How many elements all tensors have together, those in lists included."""
+    count = 0
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            count += value.numel()
+        elif isinstance(value, (tuple, list)):
+            count += _elements(value)
+    return count
 
 
-def _describe(value: object) -> Hashable:
-    """A value as part of a key; a tensor by its layout."""
-    if isinstance(value, torch.Tensor):
-        return Layout.of(value)
-    if isinstance(value, tuple | list):
-        return tuple(map(_describe, value))
-    return type(value), value
+def _describe(values: Iterable[object]) -> Hashable:
+    """Values as part of a key; a tensor by its layout."""
+    described: list[Hashable] = []
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            described.append((value.shape, value.stride(), value.dtype))
+        elif isinstance(value, (tuple, list)):
+            described.append(_describe(value))
+        else:
+            described.append((type(value), value))
+    return tuple(described)
 
 
 def _as_meta(value: Any) -> Any:

@@ -31,22 +31,29 @@ def measure_memory(subject: Subject, warm_up: Callable[[], None] | None = None) 
 
     What an implementation builds and keeps in the warm-up (fused weights, caches) is part of its peak.
     """
+    return measure_round(subject, warm_up)[0]
+
+
+def measure_round(subject: Subject, warm_up: Callable[[], None] | None = None) -> tuple[Memory, Any]:
+    """Measure as ``measure_memory`` does; return what the round that counts has computed, too."""
     measure = _measure_cuda if subject.place.device.type == "cuda" else _measure_cpu
     return measure(subject, warm_up or subject.run_round)
 
 
-def _measure_cuda(subject: Subject, warm_up: Callable[[], None]) -> Memory:
+def _measure_cuda(subject: Subject, warm_up: Callable[[], None]) -> tuple[Memory, Any]:
     device = subject.place.device
     _drop_workspaces()
     warm_up()
     collect_garbage(subject.place)
     torch.cuda.reset_peak_memory_stats(device)
-    subject.run_round()
-    return Memory(
+    output = subject.compute()
+    subject.place.synchronize()
+    memory = Memory(
         model=model_bytes(subject.model),
         peak_allocated=torch.cuda.max_memory_allocated(device),
         peak_reserved=torch.cuda.max_memory_reserved(device),
     )
+    return memory, output
 
 
 def _drop_workspaces() -> None:
@@ -59,19 +66,19 @@ def _drop_workspaces() -> None:
         drop()
 
 
-def _measure_cpu(subject: Subject, warm_up: Callable[[], None]) -> Memory:
+def _measure_cpu(subject: Subject, warm_up: Callable[[], None]) -> tuple[Memory, Any]:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         warm_up()
         collect_garbage(subject.place)
         with record_function(ROUND):
-            subject.run_round()
+            output = subject.compute()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "trace.json")
         profiler.export_chrome_trace(str(path))
         events = json.loads(path.read_bytes())["traceEvents"]
     storages = model_storages(subject.model)
     model = sum(storages.values())
-    return Memory(model, model + peak_beyond(events, frozenset(storages)), None)
+    return Memory(model, model + peak_beyond(events, frozenset(storages)), None), output
 
 
 def model_storages(model: torch.nn.Module) -> dict[int, int]:

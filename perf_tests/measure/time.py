@@ -4,8 +4,6 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-CONTROL_WARMUPS = 1
-
 
 class Benchmark(Protocol):
     """The part of pytest-benchmark's fixture that the suite uses."""
@@ -34,11 +32,12 @@ def time_rounds(
     run: Callable[[], None],
     rounds: int,
     *,
+    warm_ups: int = 1,
     control: Callable[[], None] | None = None,
     control_after: bool = False,
     between: Callable[[int], None] = lambda done: None,
 ) -> list[float] | None:
-    """Time ``run`` for ``rounds`` rounds after a warm-up; the rounds are left in ``benchmark.stats``.
+    """Time ``run`` for ``rounds`` rounds after ``warm_ups`` more; the rounds are left in ``benchmark.stats``.
 
     ``run`` and ``control`` return when the device is done, so both ends of a round are synchronised.
     ``between`` is told how many rounds are done, before each pair and outside of what is timed.
@@ -56,7 +55,7 @@ def time_rounds(
 
     def prepare() -> None:
         nonlocal calls
-        between(max(0, calls - CONTROL_WARMUPS))
+        between(max(0, calls - warm_ups))
         calls += 1
         if not control_after:
             time_control()
@@ -65,8 +64,8 @@ def time_rounds(
         if control_after:
             time_control()
 
-    benchmark.pedantic(run, setup=prepare, teardown=follow, rounds=rounds, warmup_rounds=CONTROL_WARMUPS)
-    # The warm-up's calls come first, and are not kept. (A disabled benchmark calls setup once.)
+    benchmark.pedantic(run, setup=prepare, teardown=follow, rounds=rounds, warmup_rounds=warm_ups)
+    # The warm-ups' calls come first, and are not kept. (A disabled benchmark calls setup once.)
     return control_seconds[-rounds:] if control is not None else None
 
 

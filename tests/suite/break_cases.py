@@ -85,14 +85,14 @@ BREAKAGES = {
 record_memory = procedure.record_memory
 
 
-def record_or_break(subject: Subject) -> dict[str, object]:
+def record_or_break(subject: Subject, *args: object) -> tuple[dict[str, object], object]:
     assert not any(reference() is not None for reference in held), "the case before has left memory in use"
     if subject.implementation == "original" and "hang" in BREAK:
         time.sleep(120)
     if subject.implementation == "eager":
         for name in BREAK & BREAKAGES.keys():
             BREAKAGES[name]()
-    return record_memory(subject)
+    return record_memory(subject, *args)
 
 
 procedure.record_memory = record_or_break

@@ -83,11 +83,22 @@ def test_the_peak_after_a_warm_up_without_products(
     implementation: str, dtype: torch.dtype, make_stage: MakeStage
 ) -> None:
     stage = make_stage(dtype)
-    subject = stage.build(implementation)
+    subject, real = stage.build(implementation), stage.build(implementation)
     measured = measure_memory(subject, partial(warm_up_without_products, subject))
-    real = stage.build(implementation)
     assert measured == measure_memory(real)
-    assert torch.equal(subject.generate(), real.generate())
+    count_hollow_round(subject, Case(*CELL, implementation))
+    assert torch.equal(subject.generate(), real.generate()), "a model that was warm is none the worse for being counted"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_the_peak_of_a_model_of_zeros(implementation: str, dtype: torch.dtype, make_stage: MakeStage) -> None:
+    stage = make_stage(dtype)
+    zeros = Stage(CELL, Weights(CELL, ZEROS), torch.randn(2, 80, 3000), stage.place)
+    subject = zeros.build(implementation)
+    measured = measure_memory(subject, partial(warm_up_without_products, subject))
+    assert measured == measure_memory(stage.build(implementation))
+    zeros.clear()
 
 
 def plant_in_flash(monkeypatch: pytest.MonkeyPatch, every: int) -> None:
@@ -186,6 +197,25 @@ def test_the_true_batch_of_tiny_en(implementation: str, monkeypatch: pytest.Monk
     subject.model.generate(features[:1], **stage.vocabulary.generate_arguments(2))
     assert count_round(subject) == counted
     stage.clear()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_the_true_round_of_tiny_en(implementation: str) -> None:
+    """One window of 25 tokens: peak and counts of a model of zeros, and of one with all its numbers."""
+    case = Case("tiny.en", 2, "single", implementation)
+    features = torch.randn(1, 80, 3000, generator=torch.Generator().manual_seed(1))
+    measured = []
+    for kind in ("random", ZEROS):
+        stage = Stage(case.cell, Weights(case.cell, kind), features, Place(torch.device("cpu"), torch.float32))
+        subject = stage.build(implementation)
+        if kind == ZEROS:
+            memory = measure_memory(subject, partial(warm_up_without_products, subject))
+            measured.append((memory, count_hollow_round(subject, case)))
+        else:
+            measured.append((measure_memory(subject), count_round(subject)))
+        stage.clear()
+    assert measured[0] == measured[1]
 
 
 # Whole runs

@@ -20,6 +20,7 @@ from .runs import ROOT, read_run, run, run_suite
 
 SMALL = ("--perf-checkpoint", "tiny.en", "--perf-decoder-layers", "2", "--perf-device", "cpu")
 CASES = [f"test_generate[tiny.en-2-single-{name}]" for name in ("original", "eager", "flash")]
+EXACT = ("peak_memory_allocated_bytes", "model_memory_bytes", "aten_op_count", "flop_count", "case_definition")
 
 
 def storage(folder: Path) -> str:
@@ -108,10 +109,23 @@ def test_scores_that_are_kept_count_as_memory(saved: dict[str, Any]) -> None:
 
 def test_exact_figures_repeat_from_run_to_run(folder: Path) -> None:
     runs = [read_run(path) for path in sorted(folder.rglob("*.json"))]
-    keys = ("peak_memory_allocated_bytes", "model_memory_bytes", "aten_op_count", "flop_count", "case_definition")
     for first, second in zip(*(saved["benchmarks"] for saved in runs), strict=True):
-        for key in keys:
+        for key in EXACT:
             assert first["extra_info"][key] == second["extra_info"][key], (first["name"], key)
+
+
+def test_exact_figures_depend_neither_on_the_order_nor_on_the_selection(saved: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    selection = ("--perf-implementation", "original", "--perf-implementation", "flash")
+    arguments = ("--perf-rounds", "1", f"--benchmark-json={path}", storage(tmp_path))
+    result = run_suite(*SMALL, *selection, *arguments, plugins=("small_checkpoints", "reversed_cases"))
+    assert result.returncode == 0, result.stdout + result.stderr
+    reversed_benchmarks = read_run(path)["benchmarks"]
+    assert [bench["name"] for bench in reversed_benchmarks] == [CASES[2], CASES[0]]
+    expected = {bench["name"]: bench["extra_info"] for bench in saved["benchmarks"]}
+    for bench in reversed_benchmarks:
+        for key in (*EXACT, "op_counts", "attention_backend", "parity"):
+            assert bench["extra_info"][key] == expected[bench["name"]][key], (bench["name"], key)
 
 
 def test_no_journal_is_left_of_a_whole_run(folder: Path) -> None:

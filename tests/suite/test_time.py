@@ -39,6 +39,14 @@ def test_every_round_follows_a_control_round() -> None:
     assert len(control) == 3
 
 
+def test_what_is_warm_needs_no_warm_up() -> None:
+    log: list[str] = []
+    run, control = (lambda: log.append("run")), (lambda: log.append("control"))
+    seconds = time_rounds(FakeBenchmark(), run, 3, warm_ups=0, control=control)
+    assert log == ["control", "run"] * 3
+    assert len(seconds) == 3
+
+
 def test_the_control_may_come_after() -> None:
     log: list[str] = []
     delays = iter([0.2, 0.0, 0.0, 0.0])

@@ -164,7 +164,8 @@ class BeamSearch:
             new_tokens = self.config.max_length - prompt
         possible = running.scores[:, :1] / (new_tokens**penalty)
         worst = torch.where(is_ended, ended.scores.amin(dim=1, keepdim=True), IMPOSSIBLE)
-        return (possible > worst).any(dim=-1, keepdim=True)
+        improves: Tensor = (possible > worst).any(dim=-1, keepdim=True)
+        return improves
 
     def _output(
         self, decoder: Decoder, ended: Hypotheses, prompt: int, length: int

@@ -32,7 +32,7 @@ from .kv_cache import CacheShape, WhisperKVCache
 from .logits import ScoreProcessor
 
 if TYPE_CHECKING:
-    from .modeling_whisper_flash_attention import WhisperFlashAttentionForConditionalGeneration
+    from .generation import FastGenerationMixin
 
 FOREIGN = ("custom_generate", "assistant_model", "streamer", "past_key_values")
 """Arguments of `generate` with which a call is Transformers'."""
@@ -45,7 +45,7 @@ HANDLED_MODES = {
 }
 
 
-def can_decode(model: "WhisperFlashAttentionForConditionalGeneration", named: dict[str, Any]) -> bool:
+def can_decode(model: "FastGenerationMixin", named: dict[str, Any]) -> bool:
     """Whether nothing about a call is lost when Transformers hands it to `decode`.
 
     Args:
@@ -89,7 +89,7 @@ def cache_capacity(config: WhisperConfig, named: dict[str, Any]) -> int | None:
 
 
 def decode(
-    model: "WhisperFlashAttentionForConditionalGeneration",
+    model: "FastGenerationMixin",
     input_ids: Tensor,
     logits_processor: LogitsProcessorList,
     stopping_criteria: StoppingCriteriaList,
@@ -186,9 +186,7 @@ def decode(
 _KNOWN_KWARGS = {"encoder_outputs", "past_key_values", "use_cache", "attention_mask", "decoder_attention_mask"}
 
 
-def _refuse_unknown(
-    model: "WhisperFlashAttentionForConditionalGeneration", config: GenerationConfig, kwargs: dict[str, Any]
-) -> None:
+def _refuse_unknown(model: "FastGenerationMixin", config: GenerationConfig, kwargs: dict[str, Any]) -> None:
     """Raise `NotHandledError` for whatever the loops were not written for; Transformers then does as ever."""
     reasons = {
         "dropout is on": model.training,
@@ -212,9 +210,7 @@ def _refuse_unknown(
         raise NotHandledError("the cache is not empty")
 
 
-def _padded_prompt(
-    model: "WhisperFlashAttentionForConditionalGeneration", mask: Tensor | None, input_ids: Tensor
-) -> PaddedPrompt | None:
+def _padded_prompt(model: "FastGenerationMixin", mask: Tensor | None, input_ids: Tensor) -> PaddedPrompt | None:
     """What is padded of the prompts `input_ids`, `(batch, prompt)`; None where nothing is.
 
     Raises:

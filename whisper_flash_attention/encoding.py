@@ -14,7 +14,7 @@ from .layout import DecoderWeights
 
 if TYPE_CHECKING:
     from .captured_decoding import GreedySession
-    from .modeling_whisper_flash_attention import WhisperFlashAttentionForConditionalGeneration
+    from .generation import FastGenerationMixin
 
 ENCODER_ROWS = {"cpu": 1, "cuda": 8}
 """Audios encoded at a time, per device type: the encoder's activations would otherwise set the peak of a batch, and
@@ -31,7 +31,7 @@ class DeferredEncoderOutputs(BaseModelOutput):  # type: ignore[misc]
 
 
 def encode(
-    model: "WhisperFlashAttentionForConditionalGeneration",
+    model: "FastGenerationMixin",
     weights: DecoderWeights,
     outputs: BaseModelOutput,
     features: Tensor | None,
@@ -74,7 +74,7 @@ def encode(
 
 
 def _encoded_parts(
-    model: "WhisperFlashAttentionForConditionalGeneration",
+    model: "FastGenerationMixin",
     outputs: BaseModelOutput,
     features: Tensor | None,
     shape: CacheShape,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .modeling_whisper_flash_attention import WhisperFlashAttentionForConditionalGeneration
+    from .generation import FastGenerationMixin
 
 
 class NotHandledError(Exception):
@@ -28,7 +28,7 @@ class GenerateCall:
         capacity: Decoder positions of the cache that a loop of Transformers' gets; None where it makes its own.
     """
 
-    model: "WhisperFlashAttentionForConditionalGeneration"
+    model: "FastGenerationMixin"
     fast: bool
     keeps_states: bool = False
     features: Tensor | None = None
@@ -51,7 +51,7 @@ class GenerateCall:
 current_call: ContextVar[GenerateCall | None] = ContextVar("current_call", default=None)
 
 
-def call_of(model: "WhisperFlashAttentionForConditionalGeneration") -> GenerateCall | None:
+def call_of(model: "FastGenerationMixin") -> GenerateCall | None:
     """The call of `generate` that `model` is in, if the innermost one is its own."""
     call = current_call.get()
     return call if call is not None and call.model is model else None

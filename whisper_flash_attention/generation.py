@@ -99,7 +99,8 @@ class FastGenerationMixin(WhisperGenerationMixin):  # type: ignore[misc]
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Prepare a step of Transformers' loops as the original does; their cache becomes one written in place."""
-        call, cache = call_of(self), kwargs.get("past_key_values")
+        call = call_of(self)
+        cache: Any = kwargs.get("past_key_values")
         is_new = type(cache) is EncoderDecoderCache and cache.get_seq_length() == 0
         if is_new and kwargs.get("is_first_iteration") and call is not None and call.capacity is not None:
             config = self.config

@@ -43,16 +43,15 @@ class SessionPool:
         """
         shape = shape._replace(capacity=-(-shape.capacity // SPAN_STEP) * SPAN_STEP)
         wanted = (weights, shape, eos, pad, timestamps)
-        kind = {"stores_cross": stores_cross, "hides": hides}
         with self._lock:
             # Sessions of weights that have moved hold memory that nobody comes back for.
             self._idle = [session for session in self._idle if session.weights is weights]
-            session = next((s for s in self._idle if s.serves(*wanted, **kind)), None)
+            session = next((s for s in self._idle if s.serves(*wanted, stores_cross=stores_cross, hides=hides)), None)
             if session is not None:
                 self._idle.remove(session)
             self._let_go(weights)
         if session is None:
-            session = GreedySession(*wanted, **kind, captures=True)
+            session = GreedySession(*wanted, stores_cross=stores_cross, hides=hides, captures=True)
         yield session
         with self._lock:
             self._idle.append(session)

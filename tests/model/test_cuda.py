@@ -186,9 +186,20 @@ def test_on_another_stream() -> None:
     assert_same(tokens, expected)
 
 
-def host_syncs(model: torch.nn.Module, length: int) -> int:
+@pytest.mark.parametrize("options", [{}, {"return_timestamps": True}, {"num_beams": 3}], ids=str)
+def test_padded_prompts(options: dict[str, Any]) -> None:
+    """Twice: the graph that hides one padding hides another."""
+    pair = gpu_pair()
+    options = options | {"max_new_tokens": 20, "force_unique_generate_call": True}
+    prompts = padded_tokens()
+    for inputs in (prompts, {name: value.flip(0) for name, value in prompts.items()}):
+        original, flash = (model.generate(features(), **inputs, **options) for model in pair)
+        assert_same(flash, original)
+
+
+def host_syncs(model: torch.nn.Module, length: int, **options: Any) -> int:
     """How often one call makes the host wait for the device."""
-    options = {"max_new_tokens": length, "min_new_tokens": length}
+    options |= {"max_new_tokens": length, "min_new_tokens": length, "force_unique_generate_call": True}
     inputs = features()
     model.generate(inputs, **options)
     with warnings.catch_warnings(record=True) as caught:
@@ -201,10 +212,11 @@ def host_syncs(model: torch.nn.Module, length: int) -> int:
     return sum("called a synchronizing CUDA operation" in str(warning.message) for warning in caught)
 
 
-def test_host_does_not_wait_for_each_token() -> None:
+@pytest.mark.parametrize("options", [{}, {"return_timestamps": True}], ids=str)
+def test_host_does_not_wait_for_each_token(options: dict[str, Any]) -> None:
     """At most once in ten tokens."""
     flash = gpu_pair(torch.float16).flash
-    assert (host_syncs(flash, 55) - host_syncs(flash, 15)) / 40 <= 0.1
+    assert (host_syncs(flash, 55, **options) - host_syncs(flash, 15, **options)) / 40 <= 0.1
 
 
 def test_repeated_calls_keep_memory() -> None:

@@ -27,11 +27,13 @@ CHANGES: dict[str, Callable[[Any], None]] = {
 }
 
 
+@pytest.mark.parametrize("made", ["before", "at first use"])
 @pytest.mark.parametrize("capacity", [12, 3])
 @pytest.mark.parametrize("change", CHANGES)
-def test_same_as_a_growing_layer(change: str, capacity: int) -> None:
+def test_same_as_a_growing_layer(change: str, capacity: int, made: str) -> None:
     """Also when more is written than the buffer was made for."""
-    ours, theirs = layer(capacity), DynamicLayer()
+    ours = layer(capacity) if made == "before" else InPlaceLayer(capacity=capacity)
+    theirs = DynamicLayer()
     batch = 2
     for step, new in enumerate([3, 1, 1, 4]):
         if step == 2:
@@ -44,6 +46,17 @@ def test_same_as_a_growing_layer(change: str, capacity: int) -> None:
         assert_same(ours.update(keys, values), theirs.update(keys, values), tolerance=0.0)
         assert ours.get_seq_length() == theirs.get_seq_length()
         assert ours.get_mask_sizes(1) == theirs.get_mask_sizes(1)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changes_before_the_first_use(change: str) -> None:
+    ours, theirs = InPlaceLayer(capacity=5), DynamicLayer()
+    for each in (ours, theirs):
+        if change != "reset":  # a growing layer cannot be reset before
+            CHANGES[change](each)
+        assert each.get_seq_length() == 0
+    keys, values = torch.randn(2, 2, 3, 1, 4)
+    assert_same(ours.update(keys, values), theirs.update(keys, values), tolerance=0.0)
 
 
 def test_writes_in_place() -> None:

@@ -1,7 +1,6 @@
 """The steps of the GPU job, here on the CPU."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -15,8 +14,7 @@ from perf_tests.ci import command
 from perf_tests.ci.command import PAGE, REPORT, VERDICTS, count_shards
 from perf_tests.plan import BadInputError
 from tests.regression.make_runs import CELL, make_run, save
-
-ROOT = Path(__file__).parents[2]
+from tests.suite.runs import ROOT, run
 
 
 def verdicts_of(folder: Path) -> dict[str, Any]:
@@ -119,13 +117,14 @@ def test_a_single_shard_keeps_its_verdict(code: int, shards: Path, tmp_path: Pat
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A clone of this checkout with one more commit, which changes nothing that is measured."""
+    """A clone of this checkout with one more commit, a word in the README, which changes nothing that is measured."""
     if not (ROOT / ".git").exists() or shutil.which("git") is None:
         pytest.skip("not a git checkout: there are no two commits to compare")
     tree = tmp_path / "checkout"
     subprocess.run(["git", "clone", "--quiet", ROOT.as_uri(), tree], check=True)
+    (tree / "README.md").write_text("Another word.\n")
     who = ["-c", "user.name=somebody", "-c", "user.email=somebody@localhost", "-c", "commit.gpgsign=false"]
-    subprocess.run(["git", *who, "commit", "--quiet", "--allow-empty", "--message", "x"], cwd=tree, check=True)
+    subprocess.run(["git", *who, "commit", "--quiet", "--all", "--message", "x"], cwd=tree, check=True)
     return tree
 
 
@@ -134,19 +133,8 @@ def run_step(checkout: Path, summary: Path, *arguments: str) -> subprocess.Compl
     suite = ("-p", "tests.suite.small_checkpoints", "--perf-checkpoint", "tiny.en", "--perf-decoder-layers", "2")
     commits = ("--base", "HEAD~1", "--head", "HEAD", "--filter", "single")
     step, *own = arguments
-    # Without pytest's own: a benchmark that finds itself in a worker of pytest-xdist times nothing.
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
-    settings = {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    settings["GITHUB_STEP_SUMMARY"] = str(summary)
-    return subprocess.run(
-        [sys.executable, "-m", "perf_tests", "ci", step, *commits, *own, *suite],
-        cwd=checkout,
-        env=inherited | settings,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    command = [sys.executable, "-m", "perf_tests", "ci", step, *commits, *own, *suite]
+    return run(command, cwd=checkout, PYTHONPATH=str(checkout), GITHUB_STEP_SUMMARY=str(summary))
 
 
 @pytest.mark.slow
@@ -156,8 +144,12 @@ def test_the_job_from_two_commits_to_the_page(checkout: Path, tmp_path: Path) ->
     assert done.returncode == 0, done.stdout + done.stderr  # unchanged code: PASS, or AMBIGUOUS on a busy machine
     assert "host: " in done.stdout
     verdicts = verdicts_of(out)
-    assert [case["id"] for case in verdicts["cases"]] == ["test_generate[tiny.en-2-single-flash]"]
+    (case,) = verdicts["cases"]
+    assert case["id"] == "test_generate[tiny.en-2-single-flash]"
     assert verdicts["verdict"] in ("PASS", "AMBIGUOUS", "IMPROVED")
+    exact = {metric["metric"]: metric["verdict"] for metric in case["metrics"] if metric["metric"] != "time"}
+    assert exact["aten_op_count"] == exact["peak_memory_allocated_bytes"] == "PASS"
+    assert not (out / "trees").exists()
     for side in ("base.json", "head.json"):
         assert json.loads((out / side).read_text())["benchmarks"]
     assert "tiny.en-2-single-flash" in (out / REPORT).read_text()

@@ -1,7 +1,6 @@
 """`--perf-fail-on NAME`: sessions of a stand-in for the suite, in processes of their own."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,10 +10,10 @@ from typing import Any
 import pytest
 
 from perf_tests.regression import plugin
+from tests.suite.runs import run
 
 from .make_runs import FLASH, MACHINE, ORIGINAL, info_of, make_run, save
 
-ROOT = Path(__file__).parents[2]
 PLUGINS = tuple(f"perf_tests.{name}" for name in ("options", "journal", "resume", "saving", "regression.plugin"))
 CONFTEST = f"""
 def pytest_benchmark_update_machine_info(machine_info):
@@ -51,21 +50,12 @@ def session(tmp_path: Path) -> Session:
     (folder / "pytest.ini").write_text("[pytest]\naddopts = --import-mode=importlib\n")
     infos = {bench["name"][14:-1]: bench["extra_info"] for bench in make_run()["benchmarks"]}
 
-    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        variables = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
-        variables |= {"PYTHONPATH": str(ROOT), "STAND_IN": json.dumps(infos), **environment}
+    def run_session(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         plugins = [part for name in PLUGINS for part in ("-p", name)]
-        return subprocess.run(
-            [sys.executable, "-m", "pytest", "perf_tests", "--perf-device", "cpu", *plugins, *arguments],
-            cwd=folder,
-            env=variables,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        command = [sys.executable, "-m", "pytest", "perf_tests", "--perf-device", "cpu", *plugins, *arguments]
+        return run(command, cwd=folder, STAND_IN=json.dumps(infos), **environment)
 
-    return run
+    return run_session
 
 
 def make_baseline(tmp_path: Path, **changes: Any) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """pytest plugin for the tests' own runs of the suite: makes cases fail in the ways that `PERF_BREAK` lists.
 
-`parity` and `nan` break flash's logits, `tokens` its tokens, `skip` skips the original, `late` lets flash fail after
-it was timed, `teardown` while it is taken down. `hang` befalls the original's memory pass, `raise`, `memory`, `kill`,
-`interrupt` and `native_hang` the eager model's. `disk_full` lets the journal's disk run full when that begins,
-`unsaved` the one that the run is saved on; `no_xformers` takes the CPU for a GPU whose xFormers is broken.
+`parity` breaks flash's logits, `nan` the eager model's, `tokens` flash's tokens, `skip` skips the original, `late` lets
+flash fail after it was timed, `teardown` the eager model while it is taken down. `hang` befalls the original's memory
+pass, `raise`, `memory`, `kill`, `interrupt` and `native_hang` the eager model's. `disk_full` lets the journal's disk
+run full when that begins, `unsaved` the one that the run is saved on; `no_xformers` takes the CPU for a GPU whose
+xFormers is broken.
 """
 
 import ctypes
@@ -29,18 +30,18 @@ def pytest_runtest_call(item: pytest.Item) -> None:
         pytest.skip("no such thing here")
 
 
-def break_logits(force, change):
+def break_logits(force, implementation, change):
     def forced(subject: Subject, *args: object) -> torch.Tensor:
         logits = force(subject, *args)
-        return change(logits) if subject.implementation == "flash" else logits
+        return change(logits) if subject.implementation == implementation else logits
 
     return forced
 
 
 if "parity" in BREAK:
-    parity.force = break_logits(parity.force, lambda logits: logits + 0.01)
+    parity.force = break_logits(parity.force, "flash", lambda logits: logits + 0.01)
 if "nan" in BREAK:
-    parity.force = break_logits(parity.force, lambda logits: logits * torch.nan)
+    parity.force = break_logits(parity.force, "eager", lambda logits: logits * torch.nan)
 
 generate = Subject.generate
 if "tokens" in BREAK:
@@ -138,7 +139,7 @@ clear = Stage.clear
 if "teardown" in BREAK:
 
     def clear_or_raise(self: Stage) -> None:
-        broken = any(subject.implementation == "flash" for subject in self._subjects)
+        broken = any(subject.implementation == "eager" for subject in self._subjects)
         clear(self)
         if broken:
             raise OSError("will not go")

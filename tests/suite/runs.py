@@ -23,6 +23,8 @@ def run_suite(*arguments: str, plugins: tuple[str, ...] = (), **environment: str
 def run(command: list[str], cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run `command` from the repository's root, or from `cwd`."""
     settings = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "160", "PYTHONPATH": str(ROOT)}
+    # Hypothesis's plugin imports all of Hypothesis at the end of any session: a second for each run.
+    settings["PYTEST_ADDOPTS"] = "-p no:hypothesispytest"
     variables = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
     return subprocess.run(
         command,

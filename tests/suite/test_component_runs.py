@@ -77,22 +77,11 @@ def test_profiles_lie_beside_the_run(saved: dict[str, Any], folder: Path) -> Non
 
 
 @pytest.mark.slow
-def test_what_is_not_installed_is_skipped_with_its_reason(tmp_path: Path) -> None:
-    path = tmp_path / "run.json"
-    asked = ("--perf-implementation", "flash_attention_2", "-k", "cache_64", f"--benchmark-json={path}")
-    result = run_suite(*COMPONENTS, *asked, plugins=("small_checkpoints",))
-    assert result.returncode == 0
-    (entry,) = read_run(path)["perf_cases"]
-    assert entry["outcome"] == "skipped"
-    assert entry["reason"].startswith("flash_attention_2 ")
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dataset", "reason"),
     [("synthetic", "synthetic audio comes without its words"), (None, "neither in the Hub's cache nor to be had")],
 )
-def test_accuracy_without_words_or_weights_is_skipped_with_its_reason(
+def test_what_lacks_words_weights_or_a_package_is_skipped_with_its_reason(
     dataset: str | None, reason: str, tmp_path: Path
 ) -> None:
     if dataset is None:
@@ -100,17 +89,21 @@ def test_accuracy_without_words_or_weights_is_skipped_with_its_reason(
         if dataset is None:
             pytest.skip("WHISPER_TEST_SPEECH names no folder of real speech")
     path = tmp_path / "run.json"
-    options = ("--perf-dataset", dataset, f"--benchmark-json={path}", "--perf-implementation", "flash")
-    result = run_suite("--perf-accuracy", "--perf-device", "cpu", *options, HF_HOME=str(tmp_path / "empty"))
+    options = ("--perf-dataset", dataset, f"--benchmark-json={path}")
+    chosen = ("--perf-implementation", "flash", "--perf-implementation", "flash_attention_2")
+    result = run_suite("--perf-accuracy", "--perf-device", "cpu", *options, *chosen, HF_HOME=str(tmp_path / "empty"))
     assert result.returncode == 0, result.stdout + result.stderr
-    (entry,) = read_run(path)["perf_cases"]
-    assert entry["outcome"] == "skipped"
-    assert reason in entry["reason"]
+    flash, flash_attention_2 = read_run(path)["perf_cases"]
+    assert flash["outcome"] == flash_attention_2["outcome"] == "skipped"
+    assert reason in flash["reason"]
+    assert flash_attention_2["reason"].startswith("flash_attention_2 ")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_real_words_without_an_error(dtype: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "implementations"), [("float32", ["original", "eager", "flash"]), ("bfloat16", ["flash"])]
+)
+def test_real_words_without_an_error(dtype: str, implementations: list[str], tmp_path: Path) -> None:
     speech = os.environ.get("WHISPER_TEST_SPEECH")
     if speech is None:
         pytest.skip("WHISPER_TEST_SPEECH names no folder of real speech")
@@ -118,12 +111,12 @@ def test_real_words_without_an_error(dtype: str, tmp_path: Path) -> None:
         pytest.skip("openai/whisper-tiny.en is not in the Hub's cache")
     path = tmp_path / "run.json"
     options = ("--perf-dataset", speech, "--perf-dtype", dtype, "--perf-rounds", "1", f"--benchmark-json={path}")
-    chosen = ("--perf-implementation", "original", "--perf-implementation", "flash")
+    chosen = [f"--perf-implementation={implementation}" for implementation in implementations]
     result = run_suite("--perf-accuracy", "--perf-device", "cpu", *options, *chosen)
     assert result.returncode == 0, result.stdout + result.stderr
     run = read_run(path)
     assert validate_run(run) == []
-    assert len(run["benchmarks"]) == 2
+    assert [bench["params"]["implementation"] for bench in run["benchmarks"]] == implementations
     for bench in run["benchmarks"]:
         assert bench["extra_info"]["word_error_rate"] == 0
         assert bench["extra_info"]["weights"] == "pretrained"

@@ -169,8 +169,12 @@ def test_what_has_no_layout_to_be_known_by_or_gives_no_numbers_is_computed() -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("implementation", ["original", "flash"])
-def test_the_true_batch_of_tiny_en(implementation: str) -> None:
-    """32 windows of 256 tokens, computed and hollow; the warm-up is shorter, and lays flash's weights out too."""
+def test_the_true_batch_of_tiny_en(implementation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """32 windows, computed and hollow; the warm-up is shorter, and lays flash's weights out too.
+
+    Of 24 tokens, not 256: at this size all that depends on how many are cached has changed by the tenth.
+    """
+    monkeypatch.setitem(cases.SETTINGS, "batched", cases.SETTINGS["batched"]._replace(new_tokens=24))
     case = Case("tiny.en", 2, "batched", implementation)
     weights = Weights(case.cell, "random")
     features = torch.randn(32, 80, 3000, generator=torch.Generator().manual_seed(1))

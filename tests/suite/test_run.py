@@ -130,7 +130,7 @@ def test_every_case_has_its_line_and_its_row(output: str) -> None:
 
 @pytest.mark.slow
 def test_a_real_cell(tmp_path: Path) -> None:
-    result = run_suite(*SMALL, "--perf-rounds", "2", "--benchmark-autosave", storage(tmp_path))
+    result = run_suite(*SMALL, "--perf-rounds", "1", "--benchmark-autosave", storage(tmp_path))
     assert result.returncode == 0, result.stdout + result.stderr
     saved = read_run(tmp_path)
     assert validate_run(saved) == []
@@ -196,17 +196,20 @@ def test_pytest_benchmark_compares(arguments: list[str], folder: Path, tmp_path:
 @pytest.mark.parametrize(
     ("broken", "outcomes"),
     [
-        pytest.param(
-            "parity", {"flash": ("failed", "ParityError: flash's logits are off by 0.01")}, marks=pytest.mark.slow
+        (
+            "nan,tokens",
+            {
+                "eager": ("failed", "ParityError: eager gives NaN or infinite logits"),
+                "flash": ("failed", "ParityError: flash's greedy tokens differ"),
+            },
         ),
-        pytest.param(
-            "nan", {"flash": ("failed", "ParityError: flash gives NaN or infinite logits")}, marks=pytest.mark.slow
+        (
+            "teardown,late",
+            {
+                "eager": ("failed", "in teardown: OSError: will not go"),
+                "flash": ("failed", "ArithmeticError: too late"),
+            },
         ),
-        pytest.param(
-            "tokens", {"flash": ("failed", "ParityError: flash's greedy tokens differ")}, marks=pytest.mark.slow
-        ),
-        ("late", {"flash": ("failed", "ArithmeticError: too late")}),
-        ("teardown", {"flash": ("failed", "in teardown: OSError: will not go")}),
         (
             "raise,skip,parity",
             {

@@ -131,6 +131,7 @@ def checkout(tmp_path: Path) -> Path:
 def run_step(checkout: Path, summary: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a step in `checkout`, over a miniature of tiny.en."""
     suite = ("-p", "tests.suite.small_checkpoints", "--perf-checkpoint", "tiny.en", "--perf-decoder-layers", "2")
+    suite += ("--perf-implementation", "flash")
     commits = ("--base", "HEAD~1", "--head", "HEAD", "--filter", "single")
     step, *own = arguments
     command = [sys.executable, "-m", "perf_tests", "ci", step, *commits, *own, *suite]

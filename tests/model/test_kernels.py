@@ -1,14 +1,17 @@
 """Each kernel against the plain formula."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from whisper_flash_attention import kernels
 
 from .compare import assert_close, assert_half_close
+from .tiny import decoder_tokens, make_pair, mel_features
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -38,6 +41,34 @@ def test_linear(rows: tuple[int, ...], columns: bool, biased: bool, dtype: torch
             assert_close(actual, expected)
         else:
             assert_half_close(actual, original, expected)
+
+
+class ProductStrides(TorchDispatchMode):
+    """Collects the strides of the weights that oneDNN gets, with their shapes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights: list[tuple[tuple[int, ...], torch.Size]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket is torch.ops.mkldnn._linear_pointwise:
+            weight = args[2 if func._overloadname == "binary" else 1]
+            self.weights.append((weight.stride(), weight.shape))
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def test_onednn_gets_whole_weights() -> None:
+    """A slice of a fused weight's columns takes it a hundred times longer: after generate, in a forward pass."""
+    flash = make_pair().flash
+    flash.generate(mel_features(1), max_new_tokens=3)
+    slices = [layer.self_attn.k_proj.weight for layer in flash.model.decoder.layers]
+    assert all(weight.stride() == (1, 3 * weight.shape[0]) for weight in slices)
+    with ProductStrides() as products:
+        flash(mel_features(1), decoder_input_ids=decoder_tokens(1, 5))
+    if kernels.onednn_serves(slices[0]):
+        assert products.weights
+    assert all(strides in ((shape[1], 1), (1, shape[0])) for strides, shape in products.weights)
 
 
 @torch.no_grad()

@@ -83,7 +83,8 @@ def sum_rows(table: Tensor, bags: Bags, weights: Tensor) -> Tensor:
     Returns:
         `(sums, features)`.
     """
-    return torch.embedding_bag(table, bags.indices, bags.offsets, per_sample_weights=weights)[0]
+    # `embedding_bag` itself prepares a backward pass wherever the table belongs to a parameter, without gradients too.
+    return torch._embedding_bag_forward_only(table, bags.indices, bags.offsets, per_sample_weights=weights)[0]
 
 
 def product(x: Tensor, matrix: Tensor, bags: Bags) -> Tensor:

@@ -53,7 +53,7 @@ def session(tmp_path: Path) -> Session:
     def run_session(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         plugins = [part for name in PLUGINS for part in ("-p", name)]
         command = [sys.executable, "-m", "pytest", "perf_tests", "--perf-device", "cpu", *plugins, *arguments]
-        return run(command, cwd=folder, STAND_IN=json.dumps(infos), **environment)
+        return run(command, cwd=folder, **({"STAND_IN": json.dumps(infos)} | environment))
 
     return run_session
 

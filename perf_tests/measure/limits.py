@@ -1,13 +1,15 @@
 """What this machine can do at most: memory bandwidth, and matrix throughput per dtype.
 
-Measured once per session, where component cases are compared with it; a few seconds. Each figure is the best over
-the ways at hand and over the repetitions, since a limit is what was reached at least once. Both are limits as seen
-from PyTorch: what no library here reaches is not known to be possible.
+Measured once per session, where component cases are compared with it; a few seconds. Each figure is that of the best of
+the ways at hand, by the median of its calls: what the machine keeps up, as a component's median round is compared with
+it. On a shared machine single calls are twice as fast, while nobody else reads. Both are limits as seen from PyTorch:
+what no library here reaches is not known to be possible.
 """
 
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from statistics import median
 from typing import Any, NamedTuple
 
 import torch
@@ -18,8 +20,7 @@ from perf_tests.subject import Place
 
 # Larger than a last-level cache: 256 MiB per buffer.
 BUFFER_BYTES = 256 * 1024 * 1024
-# Each way gets a short look, since the session waits for them all, and the best one a longer: what a busy moment hid of
-# it is seen then.
+# Each way gets a short look, since the session waits for them all, and the best one a longer.
 LOOK_SECONDS = 0.06
 LONGER_LOOK_SECONDS = 0.4
 # (rows, inner, columns): a product as in the encoder of small.en on a CPU, of a large checkpoint on a GPU, and a square
@@ -105,19 +106,20 @@ def _products(place: Place, dtype: torch.dtype) -> Iterator[Way]:
 
 
 def _best(ways: Iterable[Way], place: Place) -> tuple[float, str]:
-    """The largest amount per second, and how it was reached."""
-    rate, way = max(((_rate(way, place, LOOK_SECONDS), way) for way in ways), key=lambda found: found[0])
-    return max(rate, _rate(way, place, LONGER_LOOK_SECONDS)), way.name
+    """The largest amount per second that a way keeps up, and which way."""
+    way = max(ways, key=lambda way: _rate(way, place, LOOK_SECONDS))
+    return _rate(way, place, LONGER_LOOK_SECONDS), way.name
 
 
 def _rate(way: Way, place: Place, seconds: float) -> float:
-    """The largest amount per second within about ``seconds``, at least two calls: the first may be slower."""
-    best, start, calls = 0.0, time.perf_counter(), 0
-    while calls < 2 or time.perf_counter() - start < seconds:
+    """The median amount per second in about ``seconds``, at least two calls; the first of all may be slower."""
+    way.call()
+    rates: list[float] = []
+    start = time.perf_counter()
+    while len(rates) < 2 or time.perf_counter() - start < seconds:
         place.synchronize()
         before = time.perf_counter()
         way.call()
         place.synchronize()
-        best = max(best, way.amount / (time.perf_counter() - before))
-        calls += 1
-    return best
+        rates.append(way.amount / (time.perf_counter() - before))
+    return median(rates)

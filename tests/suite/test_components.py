@@ -218,11 +218,11 @@ def test_limits_are_measured_in_all_ways(monkeypatch: pytest.MonkeyPatch) -> Non
     assert found["flops_ways"]["float32"].endswith("8x16x32")
 
 
-def test_a_limit_is_what_the_best_way_reached_at_its_best(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy moment may hide half of it at first sight, which the longer look then sees."""
+def test_a_limit_is_what_the_best_way_keeps_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither what its first call took nor what a lucky one did."""
     clock = [0.0]
     monkeypatch.setattr(limits.time, "perf_counter", lambda: clock[0])
-    durations = {"slow": iter([1.0] * 9), "fast": iter([4.0, 2.0, 2.0, 1.0, 2.0])}
+    durations = {"slow": iter([1.0] * 9), "fast": iter([4.0, 2.0, 2.0, 4.0, 1.0, 2.0, 2.0])}
 
     def call(name: str) -> None:
         clock[0] += next(durations[name])
@@ -230,4 +230,4 @@ def test_a_limit_is_what_the_best_way_reached_at_its_best(monkeypatch: pytest.Mo
     ways = [limits.Way("slow", 1, lambda: call("slow")), limits.Way("fast", 5, lambda: call("fast"))]
     monkeypatch.setattr(limits, "LOOK_SECONDS", 0.5)
     monkeypatch.setattr(limits, "LONGER_LOOK_SECONDS", 4.5)
-    assert limits._best(ways, Place(torch.device("cpu"), torch.float32)) == (5, "fast")
+    assert limits._best(ways, Place(torch.device("cpu"), torch.float32)) == (2.5, "fast")

@@ -108,6 +108,13 @@ class Plan(NamedTuple):
         """Whether rounds of ``setting`` are counted without arithmetic: ``generate``'s on a CPU, where that is long."""
         return not self.on_cuda and setting in cases.SETTINGS
 
+    def uses_yardstick(self, setting: str) -> bool:
+        """Whether the yardstick is read around flash rounds of ``setting``: ``generate``'s on a CPU.
+
+        A component's rounds may be shorter than it, and a GPU has a memory of its own.
+        """
+        return not self.on_cuda and setting in cases.SETTINGS
+
     def computes(self, setting: str) -> bool:
         """Whether rounds of ``setting`` are computed: not where they are only counted and take a CPU minutes."""
         if not self.counters_only or self.on_cuda:

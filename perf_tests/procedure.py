@@ -21,6 +21,7 @@ from .measure.memory import measure_round
 from .measure.profile import profile_round
 from .measure.rounds import choose_rounds
 from .measure.time import Benchmark, time_rounds
+from .measure.yardstick import Yardstick, make_record
 from .models import SEED, WEIGHTS_VERSION, ZEROS, Weights
 from .parity import Reference, check_parity, make_reference, read_outputs
 from .plan import Plan
@@ -126,29 +127,33 @@ class Procedure:
     ) -> dict[str, Any]:
         """The timed pass; returns what it adds to the record."""
         gc.collect()
+        yardstick = Yardstick().measure if control is not None and self.plan.uses_yardstick(case.setting) else None
         rounds, aim = self.plan.rounds_of(case.setting), self.plan.aim_of(case.setting)
         warm_ups = 1
         if control is not None and aim is not None and not benchmark.disabled:
             self.progress.phase("choosing the number of rounds")
-            rounds, warm_ups = choose_rounds(subject.run_round, control, aim), 0
+            rounds, warm_ups = choose_rounds(subject.run_round, control, aim, yardstick), 0
         self.progress.phase("timing", rounds)
         with StateWatch(self.plan.device) as watch:
-            control_seconds = time_rounds(
+            beside = time_rounds(
                 benchmark,
                 subject.run_round,
                 rounds,
                 warm_ups=warm_ups,
                 control=control,
                 control_after=self.plan.control_after,
+                yardstick=yardstick,
                 between=self.progress.rounds_done,
             )
         seconds = list(benchmark.stats.stats.data) if benchmark.stats is not None else []
-        record: dict[str, Any] = {"control": None, "speedup": None, "process_rounds": None}
+        record: dict[str, Any] = dict.fromkeys(("control", "speedup", "yardstick", "process_rounds"))
         record["device_state"] = watch.state
-        if control_seconds is not None and seconds:
-            position = "after" if self.plan.control_after else "before"
+        if beside.control_seconds and seconds:
+            position, control_seconds = "after" if self.plan.control_after else "before", beside.control_seconds
             record["control"] = {"implementation": CONTROL, "rounds_seconds": control_seconds, "position": position}
             record["speedup"] = estimate_speedup(control_seconds, seconds)._asdict()
+        if beside.readings and seconds:
+            record["yardstick"] = make_record(beside.readings)
         return record | rates(case, seconds)
 
     def describe(self, case: Case, subject: Subject) -> dict[str, Any]:

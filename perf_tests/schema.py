@@ -39,6 +39,19 @@ _CONTROL = (
     Field("rounds_seconds", "numbers", "s", "the control's time beside each round, paired with stats.data"),
     Field("position", "string", None, "`before` or `after` each round; `both` where processes of both are pooled"),
 )
+_YARDSTICK = (
+    Field("version", "integer", None, "which work it is: only like versions compare"),
+    Field(
+        "rounds_seconds",
+        "object",
+        "s",
+        "the mean of its time right before and right after each round, paired with stats.data",
+        fields=(
+            Field("products", "numbers", None, "seconds of matrix products"),
+            Field("rows", "numbers", None, "seconds of sums of weighted rows, which read memory"),
+        ),
+    ),
+)
 _SPEEDUP = (
     Field("median", "number", None, "median over the pairs of control / flash"),
     Field(
@@ -159,6 +172,14 @@ EXTRA_INFO = (
     Field("control", "object", None, "the paired control rounds; flash only", nullable=True, fields=_CONTROL),
     Field("speedup", "object", None, "control / flash; flash only", nullable=True, fields=_SPEEDUP),
     Field(
+        "yardstick",
+        "object",
+        None,
+        "fixed work around each round; test_generate's flash on a CPU only",
+        nullable=True,
+        fields=_YARDSTICK,
+    ),
+    Field(
         "process_rounds",
         "numbers",
         "rounds",
@@ -195,7 +216,16 @@ EXTRA_INFO = (
 )
 
 # What a case has that was counted without timing, and what it does not: these are null then.
-TIMED_ONLY = ("control", "speedup", "process_rounds", "parity", "tokens_per_second", "real_time_factor", "device_state")
+TIMED_ONLY = (
+    "control",
+    "speedup",
+    "yardstick",
+    "process_rounds",
+    "parity",
+    "tokens_per_second",
+    "real_time_factor",
+    "device_state",
+)
 COUNTED_INFO = tuple(
     field._replace(nullable=True) if field.name in (*TIMED_ONLY, "peak_memory_allocated_bytes") else field
     for field in EXTRA_INFO
@@ -307,8 +337,15 @@ def validate_case(bench: Mapping[str, Any]) -> list[str]:
     data = bench.get("stats", {}).get("data")
     if not data:
         problems.append(f"{name}: stats.data: no raw rounds")
-    elif info["control"] is not None and len(info["control"]["rounds_seconds"]) != len(data):
-        problems.append(f"{name}: control has {len(info['control']['rounds_seconds'])} rounds for {len(data)}")
+        return problems
+    beside = {"control": info["control"]["rounds_seconds"]} if info["control"] is not None else {}
+    if info["yardstick"] is not None:
+        beside |= {f"yardstick.{part}": values for part, values in info["yardstick"]["rounds_seconds"].items()}
+    problems += [
+        f"{name}: {what} has {len(values)} rounds for {len(data)}"
+        for what, values in beside.items()
+        if len(values) != len(data)
+    ]
     return problems
 
 

@@ -140,7 +140,7 @@ def _print_table(measured: Mapping[str, CaseNoise]) -> None:
     console = Console(highlight=False)
     console.print(table)
     console.print(
-        "noise: what the time changes by from run to run, by the control's measure, 98 times of 100;\n"
+        "noise: what the time changes by from run to run, corrected as compare does, 98 times of 100;\n"
         "the smallest slowdown that compare finds 95 times of 100, at its default thresholds, in one run of each side"
     )
 

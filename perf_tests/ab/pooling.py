@@ -13,6 +13,7 @@ from typing import Any
 from perf_tests.intervals import estimate_pooled_speedup
 from perf_tests.regression.records import COUNTERS, MEMORY
 from perf_tests.regression.runs import Run
+from perf_tests.regression.statistics import Yardstick, are_alike
 
 Bench = dict[str, Any]
 # What follows from each process's median round and, for a component, from the limits that it measured itself.
@@ -69,7 +70,18 @@ def pool_benches(benches: Sequence[Bench]) -> Bench:
         }
         pairs = [(control["rounds_seconds"], data) for control, data in zip(controls, rounds, strict=True)]
         info["speedup"] = estimate_pooled_speedup(pairs)._asdict()
+    info["yardstick"] = _pool_yardsticks([value.get("yardstick") for value in infos])
     return pooled
+
+
+def _pool_yardsticks(found: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
+    """One for the rounds of all processes; none where a process has none, or another one."""
+    present = [each for each in found if each is not None]
+    works = [Yardstick(each["version"], each["rounds_seconds"]) for each in present]
+    if len(present) < len(found) or not are_alike(works):
+        return None
+    parts = {name: [second for work in works for second in work.seconds[name]] for name in works[0].seconds}
+    return {**present[0], "rounds_seconds": parts}
 
 
 def _summarize(seconds: Sequence[float]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from perf_tests.intervals import CONFIDENCE, paired_ratios
 from perf_tests.plan import Aim
 
 from .time import seconds_of
+from .yardstick import Measure
 
 PILOT_PAIRS = 8
 # Of a case's time budget, about so much goes to the pilot at most: it leaves no rounds behind.
@@ -23,28 +24,41 @@ SPREAD_CONFIDENCE = 0.8
 
 
 class Pilot(NamedTuple):
-    """The pilot's pairs, in seconds. The first one warms up: it tells what a pair takes, and nothing of the spread."""
+    """The pilot's pairs, in seconds, and what the yardstick takes around each.
+
+    The first pair warms up: it tells what a pair takes, and nothing of the spread.
+    """
 
     control_seconds: list[float]
     seconds: list[float]
+    yardstick_seconds: list[float]
 
     @property
     def spent(self) -> float:
         """All of it, in seconds."""
-        return math.fsum((*self.control_seconds, *self.seconds))
+        return math.fsum((*self.control_seconds, *self.seconds, *self.yardstick_seconds))
 
     @property
     def pair_seconds(self) -> float:
-        """What one pair takes."""
+        """What one pair takes, with all that is beside it."""
         return self.spent / len(self.seconds)
 
 
-def choose_rounds(run: Callable[[], None], control: Callable[[], None], aim: Aim) -> int:
+def choose_rounds(
+    run: Callable[[], None], control: Callable[[], None], aim: Aim, yardstick: Measure | None = None
+) -> int:
     """Run a pilot and choose the number of rounds; the pilot ends early where the budget allows no choice."""
-    pilot = Pilot([], [])
+    pilot = Pilot([], [], [])
+
+    def read_yardstick() -> None:
+        if yardstick is not None:
+            pilot.yardstick_seconds.append(math.fsum(yardstick()))
+
     while len(pilot.seconds) <= PILOT_PAIRS:
         pilot.control_seconds.append(seconds_of(control))
+        read_yardstick()
         pilot.seconds.append(seconds_of(run))
+        read_yardstick()
         if pilot.pair_seconds * aim.least >= aim.budget_seconds:
             return aim.least
         if pilot.spent >= PILOT_SHARE * aim.budget_seconds:
@@ -62,7 +76,7 @@ def _needed(pilot: Pilot, precision: float) -> float:
     import numpy as np
     from scipy.stats import chi2, norm
 
-    logarithms = np.log(paired_ratios(*pilot))[1:]
+    logarithms = np.log(paired_ratios(pilot.control_seconds, pilot.seconds))[1:]
     freedom = len(logarithms) - 1
     if freedom < 1:
         return math.inf

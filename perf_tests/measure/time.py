@@ -1,8 +1,10 @@
-"""Rounds through pytest-benchmark's ``pedantic``, each beside a control round where there is a control."""
+"""Rounds through pytest-benchmark's ``pedantic``, each beside a control round and the yardstick where there are."""
 
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
+
+from .yardstick import Measure, Reading
 
 
 class Benchmark(Protocol):
@@ -27,6 +29,16 @@ class Benchmark(Protocol):
         """Time ``target`` for ``rounds`` rounds, each between ``setup`` and ``teardown``."""
 
 
+class Beside(NamedTuple):
+    """What was timed beside the rounds, in the order of ``stats.data``; empty where it was not asked for.
+
+    ``control_seconds`` has a control round for each; ``readings`` the yardstick's, right before and right after it.
+    """
+
+    control_seconds: list[float]
+    readings: list[tuple[Reading, Reading]]
+
+
 def time_rounds(
     benchmark: Benchmark,
     run: Callable[[], None],
@@ -35,23 +47,26 @@ def time_rounds(
     warm_ups: int = 1,
     control: Callable[[], None] | None = None,
     control_after: bool = False,
+    yardstick: Measure | None = None,
     between: Callable[[int], None] = lambda done: None,
-) -> list[float] | None:
+) -> Beside:
     """Time ``run`` for ``rounds`` rounds after ``warm_ups`` more; the rounds are left in ``benchmark.stats``.
 
-    ``run`` and ``control`` return when the device is done, so both ends of a round are synchronised.
+    ``run`` and ``control`` return when the device is done, so both ends of a round are synchronised. The control runs
+    before each round, or after it with ``control_after``; between the two and on the round's other side ``yardstick``.
     ``between`` is told how many rounds are done, before each pair and outside of what is timed.
-
-    Returns:
-        The control's seconds, one right before each round in the order of ``stats.data``, or right after it with
-        ``control_after``; ``None`` without a control.
     """
     control_seconds: list[float] = []
+    readings: list[Reading] = []
     calls = 0
 
     def time_control() -> None:
         if control is not None:
             control_seconds.append(seconds_of(control))
+
+    def read_yardstick() -> None:
+        if yardstick is not None:
+            readings.append(yardstick())
 
     def prepare() -> None:
         nonlocal calls
@@ -59,14 +74,17 @@ def time_rounds(
         calls += 1
         if not control_after:
             time_control()
+        read_yardstick()
 
     def follow() -> None:
+        read_yardstick()
         if control_after:
             time_control()
 
     benchmark.pedantic(run, setup=prepare, teardown=follow, rounds=rounds, warmup_rounds=warm_ups)
     # The warm-ups' calls come first, and are not kept. (A disabled benchmark calls setup once.)
-    return control_seconds[-rounds:] if control is not None else None
+    around = [*zip(readings[::2], readings[1::2], strict=False)]
+    return Beside(control_seconds[-rounds:], around[-rounds:])
 
 
 def seconds_of(run: Callable[[], None]) -> float:

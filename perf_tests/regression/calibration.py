@@ -12,13 +12,16 @@
                 "case_definition": "7faea0f42648",
                 "runs": 12,                                             # how many runs of unchanged code
                 "noise": 0.021,                                         # noise.py says what they are
-                "smallest_visible_change": 0.034
+                "smallest_visible_change": 0.034,
+                "yardstick": true                                       # false where the runs had none
             }, …
         }
     }
 
-Only ``noise`` decides anything. A case that is not in the file, or is in it with another definition, has the
-default noise.
+Only ``noise`` and ``yardstick`` decide anything. A case that is not in the file, or is in it with another definition,
+has the default noise. What was measured without the yardstick (any file that does not know the key) is an upper bound
+for comparisons with it and holds; what was measured with it is none for those without, which have the default noise
+at least.
 """
 
 import json
@@ -41,22 +44,26 @@ CALIBRATION_VERSION = 1
 
 
 class Noise(NamedTuple):
-    """A case's noise, relative, and whether it was measured here."""
+    """A case's noise, relative, and whether it was measured here; ``yardstick`` as in ``CaseNoise``."""
 
     noise: float
     calibrated: bool
+    yardstick: bool = False
+
+    def without_yardstick(self) -> "Noise":
+        """The noise of a comparison by the control alone."""
+        return self._replace(noise=max(self.noise, DEFAULT_NOISE), yardstick=False) if self.yardstick else self
 
 
 class Calibration(NamedTuple):
     """A machine's noise, by case id and definition; empty where there is no file at ``path``."""
 
     path: Path
-    cases: Mapping[tuple[str, object], float]
+    cases: Mapping[tuple[str, object], Noise]
 
     def of(self, case_id: str, definition: object) -> Noise:
         """The noise of a case."""
-        noise = self.cases.get((case_id, definition))
-        return Noise(DEFAULT_NOISE, calibrated=False) if noise is None else Noise(noise, calibrated=True)
+        return self.cases.get((case_id, definition), Noise(DEFAULT_NOISE, calibrated=False))
 
 
 def calibration_path(machine_info: Mapping[str, Any]) -> Path:
@@ -107,19 +114,20 @@ def read_calibration(machine_info: Mapping[str, Any]) -> Calibration:
         raise BadInputError(f"{clean(path)}: no calibration: {clean(error)}; calibrate again, or remove it") from None
 
 
-def _read_cases(document: object, fingerprint: Mapping[str, object]) -> dict[tuple[str, object], float]:
+def _read_cases(document: object, fingerprint: Mapping[str, object]) -> dict[tuple[str, object], Noise]:
     if not isinstance(document, Mapping) or not isinstance(document.get("cases"), Mapping):
         raise ValueError("JSON of another kind")
     if document.get("calibration_version") != CALIBRATION_VERSION:
         raise ValueError(f"calibration_version {document.get('calibration_version')}, not {CALIBRATION_VERSION}")
     if document.get("fingerprint") != fingerprint:
         raise ValueError("its fingerprint is another machine's")
-    cases: dict[tuple[str, object], float] = {}
+    cases: dict[tuple[str, object], Noise] = {}
     for case_id, entry in document["cases"].items():
         noise = entry.get("noise") if isinstance(entry, Mapping) else None
         if isinstance(noise, bool) or not isinstance(noise, int | float) or not 0 <= noise < math.inf:
             raise ValueError(f"{case_id}: no noise of 0 or more")
         if not isinstance(entry.get("case_definition"), str):
             raise ValueError(f"{case_id}: no case_definition")
-        cases[case_id, entry["case_definition"]] = float(noise)
+        yardstick = entry.get("yardstick") is True
+        cases[case_id, entry["case_definition"]] = Noise(float(noise), calibrated=True, yardstick=yardstick)
     return cases

@@ -25,7 +25,7 @@ def add_gate_options(parser: argparse.ArgumentParser, defaults: Mapping[str, flo
     add("--markdown", type=Path, metavar="FILE", help="write the report as Markdown")
     add("--strict", action="store_true", help="AMBIGUOUS ends with 1 too")
     add("--only", action="append", choices=KINDS, metavar="KIND", help=f"judge only this one of {', '.join(KINDS)}")
-    what = {TIME: "slower than this by the control's measure", "memory": "growth above this", "counters": "the same"}
+    what = {TIME: "growth of the corrected time above this", "memory": "growth above this", "counters": "the same"}
     for kind, default in defaults.items():
         text = f"{what[kind]} is a regression (default: {100 * default:g})"
         add(f"--{kind}-threshold", type=percentage, metavar="PERCENT", help=text)

@@ -10,7 +10,7 @@ from perf_tests.schema import COUNTED_INFO, EXTRA_INFO, HARMFUL_THROTTLE_REASONS
 from .calibration import Noise
 from .pairs import Pair
 from .records import COUNTERS, FRACTION, MEMORY, Parity, Record
-from .statistics import Change, Rounds, corrected_change, uncorrected_change
+from .statistics import Change, are_alike, corrected_change, uncorrected_change
 from .text import clean, percent
 from .thresholds import (
     CONTROL_SHIFT,
@@ -103,15 +103,17 @@ def _judge_time(base: Record, head: Record, practical: float, noise: Noise) -> I
 
 
 def _judge_corrected(base: Record, head: Record, practical: float, noise: Noise) -> Finding:
-    ours, theirs = (Rounds(run.control_seconds, run.seconds, run.process_rounds) for run in (base, head))
-    change = corrected_change(ours, theirs)
+    change = corrected_change(base.rounds, head.rounds)
+    measure = "the measure of control and yardstick"
+    if not are_alike((base.yardstick, head.yardstick)):
+        measure, noise = "the control's measure", noise.without_yardstick()
     # Noise is what one process differs by from another: the mean of several has less of it.
     processes = min(max(1, len(run.process_rounds)) for run in (base, head))
     of_machine = noise.noise / math.sqrt(processes)
     allowed = max(practical, of_machine)
     verdict = time_verdict(change, allowed)
     source = f"noise {percent(of_machine, sign=False)}" if of_machine > practical else "threshold"
-    reason = f"time {show_change(change)} by the control's measure, allowed {percent(allowed)} ({source})"
+    reason = f"time {show_change(change)} by {measure}, allowed {percent(allowed)} ({source})"
     if change.low is None:
         pairs = f"{len(base.seconds)} and {len(head.seconds)}"
         reason = f"time {percent(change.change)}, but {pairs} pairs are too few for a 95 % interval"

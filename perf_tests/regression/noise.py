@@ -4,6 +4,9 @@ Every two of the runs are compared as ``compare`` would, in either order. ``nois
 stay below, so that unchanged code is slower by more in one comparison of a hundred. A slowdown moves all of a pair's
 figures, as logarithms, by the same amount; so for each two runs the smallest one that would have been found is known
 without slowing anything, and ``smallest_visible_change`` is what 95 of 100 of them stay below.
+
+The noise is smaller where all of the runs have the yardstick; ``yardstick`` says so, since it holds for no comparison
+without one.
 """
 
 import math
@@ -12,7 +15,7 @@ from itertools import combinations
 from typing import NamedTuple
 
 from .records import Record
-from .statistics import Rounds, corrected_change
+from .statistics import Rounds, are_alike, corrected_change
 from .thresholds import DEFAULTS, TIME
 
 NOISE_SHARE = 0.98
@@ -22,11 +25,15 @@ LEAST_RUNS = 6
 
 
 class CaseNoise(NamedTuple):
-    """A case's noise, relative, from ``runs`` runs, and the smallest slowdown that is found with 95 % power."""
+    """A case's noise, relative, from ``runs`` runs, and the smallest slowdown that is found with 95 % power.
+
+    ``yardstick`` says whether the runs were compared by it too, or by the control alone.
+    """
 
     runs: int
     noise: float
     smallest_visible_change: float
+    yardstick: bool
 
 
 class _Compared(NamedTuple):
@@ -46,12 +53,15 @@ def measure_noise(records: Sequence[Record]) -> CaseNoise:
 
     if len(records) < LEAST_RUNS:
         raise ValueError(f"{len(records)} runs; at least {LEAST_RUNS} are needed")
-    rounds = [Rounds(record.control_seconds, record.seconds, record.process_rounds) for record in records]
+    rounds = [record.rounds for record in records]
+    yardstick = are_alike(record.yardstick for record in records)
+    if not yardstick:
+        rounds = [each._replace(yardstick=None) for each in rounds]
     compared = [both for one, other in combinations(rounds, 2) for both in _compare(one, other)]
     noise = math.expm1(float(np.quantile([abs(each.change) for each in compared], NOISE_SHARE)))
     allowed = math.log1p(max(noise, DEFAULTS[TIME]))
     visible = [max(allowed - each.change, -each.low) for each in compared]
-    return CaseNoise(len(records), noise, math.expm1(float(np.quantile(visible, POWER))))
+    return CaseNoise(len(records), noise, math.expm1(float(np.quantile(visible, POWER))), yardstick)
 
 
 def _compare(one: Rounds, other: Rounds) -> tuple[_Compared, _Compared]:

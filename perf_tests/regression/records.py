@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from .statistics import Rounds, Yardstick
+
 # Recorded keys that are compared as exact numbers, memory first. Units are in the names.
 MEMORY = ("peak_memory_allocated_bytes", "peak_memory_reserved_bytes", "model_memory_bytes")
 COUNTERS = ("aten_op_count", "flop_count", "kernel_launch_count", "host_sync_count")
@@ -35,8 +37,9 @@ class Record(NamedTuple):
     """A case of a run.
 
     ``measured`` is false where there is nothing but an outcome, ``counted`` true where nothing was timed on purpose.
-    ``seconds`` are the rounds, ``control_seconds`` the control's, paired with them; both empty where times were not
-    looked at. ``process_rounds`` says how many of them each process measured, empty where there was but one.
+    ``seconds`` are the rounds; ``control_seconds`` the control's and ``yardstick`` what it took, paired with them. All
+    are empty where times were not looked at. ``process_rounds`` says how many of the rounds each process measured,
+    empty where there was but one.
     ``definition`` holds ``case_definition`` and the keys of ``DEFINITION``, empty in a plain record.
     """
 
@@ -51,6 +54,7 @@ class Record(NamedTuple):
     seconds: tuple[float, ...] = ()
     control: str | None = None
     control_seconds: tuple[float, ...] = ()
+    yardstick: Yardstick | None = None
     process_rounds: tuple[int, ...] = ()
     exact: Mapping[str, int | None] = {}
     parity: Parity | None = None
@@ -63,6 +67,11 @@ class Record(NamedTuple):
     def ran(self) -> bool:
         """Whether there is a measurement to judge."""
         return self.outcome == "passed" and self.measured
+
+    @property
+    def rounds(self) -> Rounds:
+        """What its time is judged from, where there is a control."""
+        return Rounds(self.control_seconds, self.seconds, self.process_rounds, self.yardstick)
 
 
 def read_record(name: str, outcome: str, reason: str | None, bench: Mapping[str, Any] | None, timed: bool) -> Record:
@@ -84,7 +93,10 @@ def read_record(name: str, outcome: str, reason: str | None, bench: Mapping[str,
         return record
     if timed:
         record = _with_control(record, info.get("control"))
-        record = record._replace(process_rounds=_read_process_rounds(record, info.get("process_rounds")))
+        record = record._replace(
+            yardstick=_read_yardstick(record, info.get("yardstick")),
+            process_rounds=_read_process_rounds(record, info.get("process_rounds")),
+        )
     params = bench.get("params")
     implementation = params.get("implementation") if isinstance(params, Mapping) else None
     state = info.get("device_state")
@@ -132,10 +144,31 @@ def _with_control(record: Record, control: object) -> Record:
         return record
     if not isinstance(control, Mapping) or not isinstance(control.get("rounds_seconds"), list):
         raise Unreadable(f"{record.id}: control: no rounds_seconds")
-    seconds = _read_times(f"{record.id}: control", control["rounds_seconds"])
-    if len(seconds) != len(record.seconds):
-        raise Unreadable(f"{record.id}: {len(seconds)} control rounds cannot pair with {len(record.seconds)} rounds")
+    seconds = _read_beside(record, "control", control["rounds_seconds"])
     return record._replace(control=str(control.get("implementation")), control_seconds=seconds)
+
+
+def _read_yardstick(record: Record, yardstick: object) -> Yardstick | None:
+    """Of any version: which are alike is for those to say who compare."""
+    if yardstick is None:
+        return None
+    where = f"{record.id}: yardstick"
+    if not isinstance(yardstick, Mapping):
+        raise Unreadable(f"{where}: not an object")
+    version = _read_count(f"{where}.version", yardstick.get("version"))
+    parts = yardstick.get("rounds_seconds")
+    parts = parts if isinstance(parts, Mapping) else {}
+    if version is None or not parts or not all(isinstance(part, list) for part in parts.values()):
+        raise Unreadable(f"{where}: no version, or no rounds_seconds by part")
+    return Yardstick(version, {name: _read_beside(record, f"yardstick {name}", part) for name, part in parts.items()})
+
+
+def _read_beside(record: Record, what: str, values: list[Any]) -> tuple[float, ...]:
+    """Times that are paired with the rounds."""
+    seconds = _read_times(f"{record.id}: {what}", values)
+    if len(seconds) != len(record.seconds):
+        raise Unreadable(f"{record.id}: {len(seconds)} {what} rounds cannot pair with {len(record.seconds)} rounds")
+    return seconds
 
 
 def _read_process_rounds(record: Record, value: object) -> tuple[int, ...]:

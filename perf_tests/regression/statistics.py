@@ -1,9 +1,15 @@
-"""Statistics of time: how much slower flash became between two runs, corrected by its control, with an interval.
+"""Statistics of time: how much slower flash became between two runs, corrected by what ran beside it, with an interval.
 
 In each run the unit is the pair: a control round and the flash round right after it saw the same state of the
 machine. With ``r = log(control / flash)`` of a pair, the change of flash's corrected time from BASE to HEAD is
 ``exp(median(r_base) - median(r_head)) - 1``: positive where flash became slower. Logarithms, because a machine's
 drift multiplies both rounds.
+
+Not all of it: flash is bound by the memory more than the original is, and on a shared machine bandwidth and clocks
+drift apart. Where both runs have the yardstick (``measure/yardstick.py``), fixed work around each flash round, its
+parts stand beside the control: ``r = (log(control) + log(products) + log(rows)) / 3 - log(flash)``. The weights are
+alike and sum up to 1, so what slows everything alike still cancels, and a slower flash moves ``r`` by just as much as
+without it.
 
 Where several processes measured each run (``ab``), the unit is the process: what is particular to one, where its memory
 lies, say, moves all of its pairs. Then the change is the mean over the processes' medians, with Student's interval:
@@ -13,7 +19,7 @@ Nothing that scipy or numpy is needed for is imported before it is.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -38,8 +44,15 @@ class Change(NamedTuple):
     high: float | None
 
 
+class Yardstick(NamedTuple):
+    """Fixed work beside each round of a case in one run: the seconds of its parts, by name."""
+
+    version: int
+    seconds: Mapping[str, Sequence[float]]
+
+
 class Rounds(NamedTuple):
-    """The rounds of a case in one run, in seconds, each beside a round of its control.
+    """The rounds of a case in one run, in seconds, each beside a round of its control and, if any, the yardstick.
 
     ``process_rounds`` says how many of them each process measured, in their order; empty where there was one process.
     """
@@ -47,12 +60,15 @@ class Rounds(NamedTuple):
     control_seconds: Sequence[float]
     seconds: Sequence[float]
     process_rounds: Sequence[int] = ()
+    yardstick: Yardstick | None = None
 
     def logarithms(self) -> "npt.NDArray[np.float64]":
-        """``log(control / flash)`` of each pair."""
+        """``r`` of each pair: by the control, and by the yardstick where there is one."""
         import numpy as np
 
-        return np.asarray(np.log(paired_ratios(self.control_seconds, self.seconds)))
+        parts = self.yardstick.seconds.values() if self.yardstick is not None else ()
+        ratios = [paired_ratios(beside, self.seconds) for beside in (self.control_seconds, *parts)]
+        return np.asarray(np.mean(np.log(ratios), axis=0))
 
     def process_medians(self) -> "npt.NDArray[np.float64]":
         """The median logarithm of each process."""
@@ -62,10 +78,18 @@ class Rounds(NamedTuple):
         return np.asarray([np.median(part) for part in parts])
 
 
+def are_alike(yardsticks: Iterable[Yardstick | None]) -> bool:
+    """Whether all runs have the yardstick, and the same work as such."""
+    works = {None if each is None else (each.version, frozenset(each.seconds)) for each in yardsticks}
+    return len(works) == 1 and None not in works
+
+
 def corrected_change(base: Rounds, head: Rounds) -> Change:
-    """Change of flash's time from ``base`` to ``head``, corrected by the control."""
+    """Change of flash's time from ``base`` to ``head``, corrected by the control, and the yardstick if both have it."""
     import numpy as np
 
+    if not are_alike((base.yardstick, head.yardstick)):
+        base, head = base._replace(yardstick=None), head._replace(yardstick=None)
     if min(len(base.process_rounds), len(head.process_rounds)) > 1:
         mean, half_width = _between_processes(base.process_medians(), head.process_medians())
         return Change(_relative(mean), _relative(mean - half_width), _relative(mean + half_width))

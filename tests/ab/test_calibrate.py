@@ -13,7 +13,7 @@ from perf_tests.regression import command
 from perf_tests.regression.calibration import calibration_path
 from perf_tests.regression.noise import measure_noise
 from perf_tests.regression.runs import parse_run
-from tests.regression.make_runs import FLASH, MACHINE, info_of, make_run, save, slow_down
+from tests.regression.make_runs import FLASH, MACHINE, add_yardstick, info_of, make_run, save, slow_down
 
 from .conftest import Lab, Repository
 
@@ -87,6 +87,24 @@ def test_saved_runs_will_do(say: Say, saved: list[Path]) -> None:
     assert entry["case_definition"] == "def-tiny.en-4-single"
     assert 0 < entry["noise"] < 0.02 < entry["smallest_visible_change"] < 0.06
     assert f"{100 * entry['noise']:.1f} %" in out
+
+
+@pytest.mark.parametrize("with_yardstick", [8, 7])
+def test_the_yardstick_counts_where_all_runs_have_it(
+    with_yardstick: int, say: Say, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = []
+    for seed in range(1, 9):
+        run = make_run(seed=seed)
+        memory = 1.06 if seed % 2 else 1.0
+        slow_down(run, memory)
+        if seed <= with_yardstick:
+            add_yardstick(run, rows=memory**3)
+        paths.append(save(run, tmp_path / f"{seed}.json"))
+    assert say("--from", *paths)[0] == 0
+    entry = stored(make_run())[FLASH]
+    assert entry["yardstick"] == (with_yardstick == 8)
+    assert (entry["noise"] < 0.02) == (with_yardstick == 8)
 
 
 def test_compare_uses_it(say: Say, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import pytest
 from perf_tests.ab.process import Job
 from perf_tests.package import PACKAGE
 from perf_tests.schema import validate_run
-from tests.regression.make_runs import FLASH, info_of, set_outcome, slow_down
+from tests.regression.make_runs import FLASH, add_yardstick, info_of, set_outcome, slow_down
 
 from .conftest import Lab, Outcome, Repository, commit
 
@@ -65,6 +65,38 @@ def test_both_runs_are_saved_whole(ab: Ab, lab: Lab, repository: Repository) -> 
         assert info_of(run)["process_rounds"] == [20, 20, 20]
         assert info_of(run)["control"]["position"] == "both"
         assert len(info_of(run)["control"]["rounds_seconds"]) == 60
+
+
+def test_yardsticks_are_pooled_and_count(ab: Ab, lab: Lab, repository: Repository) -> None:
+    def slower_memory(run: dict[str, Any], job: Job) -> None:
+        add_yardstick(run, rows=1.05**3 if job.tree.name == "head" else 1.0)
+
+    lab.factors = {"head": 1.05}
+    lab.spoil = slower_memory
+    outcome = ab("--processes", "4")
+    assert outcome.report["verdict"] == "PASS"
+    assert time_of(outcome)["change"] == pytest.approx(0, abs=0.01)
+    run = json.loads((session_folder(repository) / "head.json").read_text())
+    assert not [problem for problem in validate_run(run) if "machine_info" not in problem]
+    assert [*map(len, info_of(run)["yardstick"]["rounds_seconds"].values())] == [80, 80]
+
+
+@pytest.mark.parametrize("version", [None, 2])
+def test_a_process_without_the_others_yardstick_leaves_the_control(
+    version: int | None, ab: Ab, lab: Lab, repository: Repository
+) -> None:
+    def spoil(run: dict[str, Any], job: Job) -> None:
+        if len(lab.jobs) == 1 and version is None:
+            del info_of(run)["yardstick"]
+        else:
+            add_yardstick(run, rows=5.0 / len(lab.jobs), version=version if version and len(lab.jobs) == 1 else 1)
+
+    lab.spoil = spoil
+    outcome = ab("--processes", "4")
+    assert time_of(outcome)["change"] == pytest.approx(0, abs=0.01)
+    base, head = (json.loads((session_folder(repository) / f"{side}.json").read_text()) for side in ("base", "head"))
+    assert info_of(base)["yardstick"] is None
+    assert info_of(head)["yardstick"] is not None
 
 
 def test_components_are_pooled_too(ab: Ab, lab: Lab, repository: Repository) -> None:

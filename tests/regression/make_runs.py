@@ -76,6 +76,7 @@ def make_bench(case: Case, rng: random.Random, *, rounds: int = 20, spread: floa
             "op_counts": {"aten.mm": 5000, "aten.view": 451},
             "op_shares": None,
             "control": control,
+            "yardstick": None,
             "speedup": None,
             "process_rounds": None,
             "parity": {
@@ -176,6 +177,14 @@ def slow_down(run: dict[str, Any], factor: float, name: str = FLASH) -> None:
     """Multiply a case's own rounds, and not its control's."""
     stats = bench_of(run, name)["stats"]
     stats["data"] = [seconds * factor for seconds in stats["data"]]
+
+
+def add_yardstick(run: dict[str, Any], *, rows: float = 1.0, version: int = 1, name: str = FLASH) -> None:
+    """Give a case's rounds a yardstick as steady as its control; `rows` slows the part that reads memory."""
+    info = info_of(run, name)
+    control = info["control"]["rounds_seconds"]
+    parts = {"products": [0.06 * s for s in control], "rows": [0.05 * rows * s for s in control]}
+    info["yardstick"] = {"version": version, "rounds_seconds": parts}
 
 
 def set_outcome(run: dict[str, Any], name: str, outcome: str, reason: str | None) -> None:

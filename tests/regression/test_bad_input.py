@@ -12,7 +12,7 @@ import pytest
 from perf_tests.regression import command, merge, promote
 
 from .conftest import Outcome
-from .make_runs import FLASH, ORIGINAL, bench_of, info_of, make_cuda, make_plain, make_run, remove, save
+from .make_runs import FLASH, ORIGINAL, add_yardstick, bench_of, info_of, make_cuda, make_plain, make_run, remove, save
 
 Compare = Callable[..., Outcome]
 Run = dict[str, Any]
@@ -167,10 +167,15 @@ def test_no_case_in_common(compare: Compare, base: Run, head: Run) -> None:
 
 
 @pytest.mark.parametrize("seconds", [math.nan, 0, 0.0, -1.0, math.inf, 1e-300, 10**400, "0.2", None, True])
-@pytest.mark.parametrize("where", ["rounds", "control"])
+@pytest.mark.parametrize("where", ["rounds", "control", "yardstick"])
 def test_a_time_that_is_none(where: str, seconds: object, compare: Compare, base: Run, head: Run) -> None:
-    data = bench_of(head, FLASH)["stats"]["data"] if where == "rounds" else info_of(head)["control"]["rounds_seconds"]
-    data[3] = seconds
+    add_yardstick(head)
+    places = {
+        "rounds": bench_of(head, FLASH)["stats"]["data"],
+        "control": info_of(head)["control"]["rounds_seconds"],
+        "yardstick": info_of(head)["yardstick"]["rounds_seconds"]["rows"],
+    }
+    places[where][3] = seconds
     refused(compare(base, head), "a round", FLASH)
     assert compare(base, head, "--only", "memory").code == 0
 
@@ -185,6 +190,10 @@ def test_rounds_that_are_not_there_or_do_not_pair(compare: Compare, base: Run, h
     control = info_of(head)["control"]["rounds_seconds"]
     control.pop()
     refused(compare(base, head), "19 control rounds cannot pair with 20")
+    control.append(0.4)
+    add_yardstick(head)
+    info_of(head)["yardstick"]["rounds_seconds"]["rows"].pop()
+    refused(compare(base, head), "19 yardstick rows rounds cannot pair with 20")
     del bench_of(head, FLASH)["stats"]["data"]
     refused(compare(base, head), "no raw rounds")
 
@@ -201,6 +210,13 @@ def test_rounds_that_are_not_there_or_do_not_pair(compare: Compare, base: Run, h
         ("parity", {}),
         ("parity", {"max_abs_error": "small", "bound": 1}),
         ("control", [1, 2]),
+        ("yardstick", [1, 2]),
+        ("yardstick", {}),
+        ("yardstick", {"version": 1, "rounds_seconds": {}}),
+        ("yardstick", {"version": 1, "rounds_seconds": [0.02] * 20}),
+        ("yardstick", {"version": 1, "rounds_seconds": {"rows": 0.02}}),
+        ("yardstick", {"version": "1", "rounds_seconds": {"rows": [0.02] * 20}}),
+        ("yardstick", {"version": None, "rounds_seconds": {"rows": [0.02] * 20}}),
         ("case_definition", None),
         ("fraction_of_limit", "half"),
         ("device_state", {"foreign_cpu_cores": "few"}),

@@ -14,7 +14,7 @@ from perf_tests.regression.references import locate, saved_runs
 from perf_tests.schema import PERF_CASES, validate
 
 from .conftest import Outcome
-from .make_runs import CELL, FLASH, ORIGINAL, make_plain, make_run, save, set_outcome
+from .make_runs import CELL, FLASH, ORIGINAL, add_yardstick, info_of, make_plain, make_run, save, set_outcome
 
 COMMITS = ("1a2b" + "0" * 36, "1a2c" + "0" * 36, "1a2c" + "0" * 36)
 
@@ -178,13 +178,16 @@ def shards() -> list[dict[str, Any]]:
 
 
 def test_merge(tmp_path: Path, run_compare: Callable[..., Outcome]) -> None:
-    paths = [str(save(run, tmp_path / f"{index}.json")) for index, run in enumerate(shards())]
+    runs = shards()
+    add_yardstick(runs[1])
+    paths = [str(save(run, tmp_path / f"{index}.json")) for index, run in enumerate(runs)]
     out = tmp_path / "whole.json"
     assert merge.main([str(out), *paths]) == 0
     whole = json.loads(out.read_text())
     assert [bench["name"] for bench in whole["benchmarks"]] == [ORIGINAL, FLASH]
     assert [entry["id"] for entry in whole["perf_cases"]] == [ORIGINAL, FLASH]
     assert all(not list(validate(entry, PERF_CASES, "")) for entry in whole["perf_cases"])
+    assert info_of(whole)["yardstick"] == info_of(runs[1])["yardstick"]
     assert run_compare(out, save(make_run(seed=5), tmp_path / "other.json")).code == 0
 
 

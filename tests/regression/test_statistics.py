@@ -8,7 +8,7 @@ import pytest
 
 from perf_tests.regression.judging import time_verdict
 from perf_tests.regression.patterns import matches
-from perf_tests.regression.statistics import Change, Rounds, corrected_change, separable, uncorrected_change
+from perf_tests.regression.statistics import Change, Rounds, Yardstick, corrected_change, separable, uncorrected_change
 from perf_tests.regression.verdicts import Verdict
 
 
@@ -24,6 +24,52 @@ def test_the_change_is_that_of_flash_with_the_drift_taken_out() -> None:
     assert change.change == pytest.approx(0.05)
     assert change.low == pytest.approx(0.05)
     assert change.high == pytest.approx(0.05)
+
+
+def with_yardstick(
+    seed: int, *, flash: float = 0.2, memory: float = 1.0, drift: float = 1.0, version: int = 1, parts: int = 1
+) -> Rounds:
+    """Rounds on a machine whose memory is slower by `memory`: so are rows, and flash by its third power's root."""
+    run = rounds(seed, flash=flash * memory ** (1 / 3), spread=0.005, drift=drift)
+    rng = np.random.default_rng(seed + 500)
+
+    def beside(seconds: float) -> list[float]:
+        return [seconds * slow / 0.4 * math.exp(rng.normal(0, 0.005)) for slow in run.control_seconds]
+
+    yardstick = Yardstick(version, {"products": beside(0.024), "rows": beside(0.02 * memory)})
+    return run._replace(yardstick=yardstick, process_rounds=[len(run.seconds) // parts] * parts if parts > 1 else ())
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_a_memory_that_drifts_apart_from_the_clocks_is_no_change(parts: int) -> None:
+    base, head = with_yardstick(1, parts=parts), with_yardstick(2, memory=1.2, parts=parts)
+    assert corrected_change(base, head).change == pytest.approx(0, abs=0.006)
+    alone = corrected_change(base._replace(yardstick=None), head._replace(yardstick=None))
+    assert alone.change == pytest.approx(1.2 ** (1 / 3) - 1, abs=0.006)
+
+
+def test_with_the_yardstick_too_what_slows_everything_cancels() -> None:
+    assert corrected_change(with_yardstick(1), with_yardstick(2, drift=1.4)).change == pytest.approx(0, abs=0.006)
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_with_the_yardstick_a_change_has_its_true_size(parts: int) -> None:
+    base, head = with_yardstick(1, parts=parts), with_yardstick(2, flash=0.21, memory=0.8, drift=0.9, parts=parts)
+    change = corrected_change(base, head)
+    assert change.change == pytest.approx(0.05, abs=0.006)
+    assert change.low is not None
+    assert change.low > 0.03
+
+
+def test_a_yardstick_of_one_side_or_another_version_does_not_count() -> None:
+    base, head = with_yardstick(1), with_yardstick(2, memory=1.2)
+    alone = corrected_change(base._replace(yardstick=None), head._replace(yardstick=None))
+    for one, other in (
+        (base._replace(yardstick=None), head),
+        (base, head._replace(yardstick=None)),
+        (base, with_yardstick(2, memory=1.2, version=2)),
+    ):
+        assert corrected_change(one, other) == alone
 
 
 def test_there_and_back_is_nothing() -> None:

@@ -16,6 +16,7 @@ from .conftest import Outcome
 from .make_runs import (
     FLASH,
     ORIGINAL,
+    add_yardstick,
     bench_of,
     info_of,
     make_run,
@@ -169,17 +170,50 @@ def test_unlike_controls_are_not_compared(compare: Compare, base: Run, head: Run
     assert compare(base, head).verdict(FLASH) == "AMBIGUOUS"
 
 
+def test_slower_memory_is_not_held_against_flash(compare: Compare, base: Run, head: Run) -> None:
+    slow_down(head, 1.06)
+    add_yardstick(base)
+    assert compare(base, head).verdict(FLASH) == "REGRESSED"
+    add_yardstick(head, rows=1.06**3)
+    outcome = compare(base, head)
+    assert outcome.verdict(FLASH) == "PASS"
+    assert "by the measure of control and yardstick" in outcome.why(FLASH)
+
+
+def test_with_the_yardstick_a_slower_flash_regressed(compare: Compare, base: Run, head: Run) -> None:
+    slow_down(head, 1.06)
+    for run in (base, head):
+        add_yardstick(run)
+    assert compare(base, head).verdict(FLASH) == "REGRESSED"
+
+
+def test_unlike_yardsticks_are_not_compared(compare: Compare, base: Run, head: Run) -> None:
+    slow_down(head, 1.06)
+    add_yardstick(base)
+    add_yardstick(head, rows=1.06**3, version=2)
+    outcome = compare(base, head)
+    assert outcome.verdict(FLASH) == "REGRESSED"
+    assert "by the control's measure" in outcome.why(FLASH)
+
+
+def test_a_run_of_before_the_yardstick_is_read(compare: Compare, base: Run, head: Run) -> None:
+    del info_of(base)["yardstick"]
+    add_yardstick(head, rows=2.0)
+    assert compare(base, head).verdict(FLASH) == "PASS"
+
+
 # The machine's noise
 
 
-def calibrate(run: Run, noise: float, definition: str = "def-tiny.en-4-single") -> Path:
+def calibrate(run: Run, noise: float, definition: str = "def-tiny.en-4-single", **more: object) -> Path:
     """Store a calibration of the run's machine."""
+    entry = {"case_definition": definition, "runs": 12, "noise": noise, "smallest_visible_change": 0.1}
     document = {
         "calibration_version": 1,
         "fingerprint": fingerprint_of(run["machine_info"]),
         "datetime": "2026-11-24T10:42:02+00:00",
         "commit": "c" * 40,
-        "cases": {FLASH: {"case_definition": definition, "runs": 12, "noise": noise, "smallest_visible_change": 0.1}},
+        "cases": {FLASH: entry | more},
     }
     return save(document, calibration_path(run["machine_info"]))
 
@@ -198,6 +232,25 @@ def test_a_quiet_machine_sees_a_smaller_change(compare: Compare, base: Run, head
     assert compare(base, head, "--time-threshold", "1").verdict(FLASH) != "REGRESSED"
     calibrate(base, 0.005)
     assert compare(base, head, "--time-threshold", "1").verdict(FLASH) == "REGRESSED"
+
+
+def test_noise_by_the_yardstick_is_none_of_the_control_alone(compare: Compare, base: Run, head: Run) -> None:
+    slow_down(head, 1.025)
+    calibrate(base, 0.005, yardstick=True)
+    alone = compare(base, head, "--time-threshold", "1")
+    assert alone.verdict(FLASH) != "REGRESSED"
+    assert "allowed +3.0 % (noise 3.0 %)" in alone.why(FLASH)
+    for run in (base, head):
+        add_yardstick(run)
+    assert compare(base, head, "--time-threshold", "1").verdict(FLASH) == "REGRESSED"
+
+
+def test_noise_by_the_control_alone_holds_with_the_yardstick_too(compare: Compare, base: Run, head: Run) -> None:
+    slow_down(head, 1.06)
+    for run in (base, head):
+        add_yardstick(run)
+    calibrate(base, 0.08)
+    assert compare(base, head).verdict(FLASH) == "PASS"
 
 
 def test_noise_of_another_definition_is_not_this_cases(compare: Compare, base: Run, head: Run) -> None:

@@ -50,6 +50,7 @@ def test_components_record_what_all_cases_do(saved: dict[str, Any]) -> None:
     for bench in names.values():
         info = bench["extra_info"]
         assert len(info["control"]["rounds_seconds"]) == len(bench["stats"]["data"]) == 2
+        assert info["yardstick"] is None
         assert info["peak_memory_allocated_bytes"] > info["model_memory_bytes"] > 0
         assert info["flop_count"] >= 0.9 * info["limit_flops"] > 0
     assert len({bench["extra_info"]["case_definition"] for bench in names.values()}) == 3

@@ -1,5 +1,6 @@
 """How many rounds a case takes: from pilot pairs, an aim and a budget."""
 
+import itertools
 import math
 import random
 from collections.abc import Callable, Iterator
@@ -9,13 +10,14 @@ import pytest
 from perf_tests.intervals import estimate_speedup
 from perf_tests.measure import rounds
 from perf_tests.measure.rounds import Pilot, choose_rounds, rounds_for
+from perf_tests.measure.yardstick import Reading
 from perf_tests.plan import Aim
 
 
 def make_pilot(spread: float, pairs: int = 8, seconds: float = 0.1) -> Pilot:
     """A warm-up pair, and pairs whose logarithms' standard deviation is just `spread`."""
     shifts = [0, *((-1) ** index * spread * math.sqrt((pairs - 1) / pairs) for index in range(pairs))]
-    return Pilot([2 * seconds * math.exp(shift) for shift in shifts], [seconds] * (pairs + 1))
+    return Pilot([2 * seconds * math.exp(shift) for shift in shifts], [seconds] * (pairs + 1), [])
 
 
 def test_calm_pairs_need_no_more_than_the_least() -> None:
@@ -42,12 +44,12 @@ def test_the_budget_bounds_the_rounds_and_counts_the_pilot() -> None:
 
 @pytest.mark.parametrize("pairs", [1, 2])
 def test_a_warm_up_and_one_pair_tell_nothing_of_the_spread(pairs: int) -> None:
-    pilot = Pilot([0.2] * pairs, [0.1] * pairs)
+    pilot = Pilot([0.2] * pairs, [0.1] * pairs, [])
     assert rounds_for(pilot, Aim(10, 0.015, pilot.spent + 99.5 * 0.3)) == 99
 
 
 def test_the_warm_up_is_no_spread() -> None:
-    cold = Pilot([5.0, *[0.2] * 8], [0.1] * 9)
+    cold = Pilot([5.0, *[0.2] * 8], [0.1] * 9, [])
     assert rounds_for(cold, Aim(10, 0.015, 1000)) == 10
 
 
@@ -56,7 +58,7 @@ def test_so_many_rounds_give_the_precision_that_was_asked_for() -> None:
     within = 0
     for _ in range(40):
         pairs = [(2 * noise.gauss(1, 0.03), noise.gauss(1, 0.03)) for _ in range(500)]
-        pilot = Pilot([control for control, _ in pairs[:9]], [seconds for _, seconds in pairs[:9]])
+        pilot = Pilot([control for control, _ in pairs[:9]], [seconds for _, seconds in pairs[:9]], [])
         count = rounds_for(pilot, Aim(6, 0.015, 1e6))
         control, seconds = zip(*pairs[9 : 9 + count], strict=True)
         speedup = estimate_speedup(control, seconds)
@@ -103,6 +105,14 @@ def test_the_pilot_is_cut_at_a_tenth_of_the_budget() -> None:
     run = calls(1)
     assert choose_rounds(run, calls(1), Aim(2, 0.015, 60)) == 2  # no spread at all
     assert called(run) == 3
+
+
+@pytest.mark.usefixtures("clock")
+def test_the_budget_holds_with_the_yardstick() -> None:
+    control = itertools.cycle([0.01, 0.012])
+    count = choose_rounds(calls(0.01), lambda: next(control), Aim(2, 1e-9, 10), lambda: Reading(0.03, 0.01))
+    pair = 0.011 + 0.01 + 2 * (0.03 + 0.01)
+    assert count + 1 + rounds.PILOT_PAIRS == pytest.approx(10 / pair, abs=1)
 
 
 @pytest.mark.usefixtures("clock")

@@ -101,6 +101,15 @@ def test_flash_alone_has_a_control(saved: dict[str, Any]) -> None:
     assert flash["speedup"]["low"] <= flash["speedup"]["median"] <= flash["speedup"]["high"]
 
 
+def test_flash_alone_has_a_yardstick(saved: dict[str, Any]) -> None:
+    original, eager, flash = (bench["extra_info"]["yardstick"] for bench in saved["benchmarks"])
+    assert original is eager is None
+    assert flash["version"] == 1
+    for seconds in flash["rounds_seconds"].values():
+        assert len(seconds) == 3
+        assert min(seconds) > 0
+
+
 def test_scores_that_are_kept_count_as_memory(saved: dict[str, Any]) -> None:
     original, eager, flash = (bench["extra_info"]["peak_memory_allocated_bytes"] for bench in saved["benchmarks"])
     assert eager > 2 * original

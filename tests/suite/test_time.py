@@ -9,6 +9,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from perf_tests.measure.device import Nvml, StateWatch, query_nvml
 from perf_tests.measure.time import time_rounds
+from perf_tests.measure.yardstick import Reading
 
 
 class FakeBenchmark:
@@ -34,15 +35,39 @@ class FakeBenchmark:
 
 def test_every_round_follows_a_control_round() -> None:
     log: list[str] = []
-    control = time_rounds(FakeBenchmark(), lambda: log.append("run"), 3, control=lambda: log.append("control"))
+    beside = time_rounds(FakeBenchmark(), lambda: log.append("run"), 3, control=lambda: log.append("control"))
     assert log == ["control", "run"] * 4
-    assert len(control) == 3
+    assert len(beside.control_seconds) == 3
+    assert beside.readings == []
+
+
+@pytest.mark.parametrize("control_after", [False, True])
+def test_the_yardstick_is_read_right_before_and_right_after_each_round(control_after: bool) -> None:
+    log: list[str] = []
+    readings = iter(Reading(float(number), 0.5) for number in range(100))
+
+    def yardstick() -> Reading:
+        log.append("yardstick")
+        return next(readings)
+
+    beside = time_rounds(
+        FakeBenchmark(),
+        lambda: log.append("run"),
+        3,
+        control=lambda: log.append("control"),
+        control_after=control_after,
+        yardstick=yardstick,
+    )
+    order = ["control", "yardstick", "run", "yardstick"]
+    assert log == (order[::-1] if control_after else order) * 4
+    # The first two are the warm-up's.
+    assert beside.readings == [(Reading(n, 0.5), Reading(n + 1, 0.5)) for n in (2.0, 4.0, 6.0)]
 
 
 def test_what_is_warm_needs_no_warm_up() -> None:
     log: list[str] = []
     run, control = (lambda: log.append("run")), (lambda: log.append("control"))
-    seconds = time_rounds(FakeBenchmark(), run, 3, warm_ups=0, control=control)
+    seconds = time_rounds(FakeBenchmark(), run, 3, warm_ups=0, control=control).control_seconds
     assert log == ["control", "run"] * 3
     assert len(seconds) == 3
 
@@ -55,20 +80,20 @@ def test_the_control_may_come_after() -> None:
         log.append("control")
         time.sleep(next(delays))
 
-    seconds = time_rounds(FakeBenchmark(), lambda: log.append("run"), 3, control=control, control_after=True)
+    beside = time_rounds(FakeBenchmark(), lambda: log.append("run"), 3, control=control, control_after=True)
     assert log == ["run", "control"] * 4
-    assert len(seconds) == 3
-    assert max(seconds) < 0.1  # the warm-up's is not kept
+    assert len(beside.control_seconds) == 3
+    assert max(beside.control_seconds) < 0.1  # the warm-up's is not kept
 
 
 def test_the_warm_ups_control_is_not_kept() -> None:
     delays = iter([0.2, 0.0, 0.0, 0.0])
-    control = time_rounds(FakeBenchmark(), lambda: None, 3, control=lambda: time.sleep(next(delays)))
-    assert max(control) < 0.1
+    beside = time_rounds(FakeBenchmark(), lambda: None, 3, control=lambda: time.sleep(next(delays)))
+    assert max(beside.control_seconds) < 0.1
 
 
 def test_without_a_control_there_is_none() -> None:
-    assert time_rounds(FakeBenchmark(), lambda: None, 3) is None
+    assert time_rounds(FakeBenchmark(), lambda: None, 3) == ([], [])
 
 
 def test_progress_counts_the_rounds_that_are_done() -> None:
@@ -80,14 +105,20 @@ def test_progress_counts_the_rounds_that_are_done() -> None:
 def test_the_timed_region_holds_the_target_alone(benchmark: BenchmarkFixture) -> None:
     if benchmark.disabled:
         pytest.skip("needs pytest-benchmark enabled")
-    control = time_rounds(
+
+    def slow_reading() -> Reading:
+        time.sleep(0.05)
+        return Reading(0.03, 0.02)
+
+    control, readings = time_rounds(
         benchmark,
         lambda: time.sleep(0.02),
         5,
         control=lambda: time.sleep(0.05),
+        yardstick=slow_reading,
         between=lambda done: time.sleep(0.05),
     )
-    assert len(control) == len(benchmark.stats.stats.data) == 5
+    assert len(control) == len(readings) == len(benchmark.stats.stats.data) == 5
     assert min(benchmark.stats.stats.data) == pytest.approx(0.02, abs=0.002)
     assert min(control) == pytest.approx(0.05, abs=0.002)
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .decode_step import run_decoder
 from .decoder import Padding
-from .kv_cache import CacheShape, WhisperKVCache, empty_cross_buffer
+from .kv_cache import CacheShape, CrossBuffer, WhisperKVCache
 from .layout import DecoderWeights
 from .logits import Suppression
 from .timestamps import TimestampRules, TimestampState
@@ -118,7 +118,7 @@ class GreedySession:
         table = weights.token_embedding
         device, dtype = table.device, table.dtype
         self.weights, self.captures = weights, captures
-        cross_buffer = empty_cross_buffer(shape, dtype, device) if stores_cross else None
+        cross_buffer = CrossBuffer.empty(shape, dtype, device) if stores_cross else None
         self.cache = WhisperKVCache(shape, dtype, device, cross_buffer)
         self.states = (
             None if stores_cross else torch.empty(shape.batch, shape.frames, table.shape[1], dtype=dtype, device=device)
@@ -133,7 +133,7 @@ class GreedySession:
         self._tokens = torch.zeros(shape.batch, dtype=torch.long, device=device)
         self._position = torch.zeros(1, dtype=torch.long, device=device)
         self._unfinished = torch.ones(shape.batch, dtype=torch.bool, device=device)
-        self._forbidden = torch.zeros(weights.projection.shape[0], device=device)
+        self._forbidden = torch.zeros(weights.vocabulary.weight.shape[0], device=device)
         self._stamps = TimestampState(
             torch.zeros_like(self._unfinished), torch.zeros_like(self._unfinished), torch.zeros_like(self._tokens)
         )

@@ -6,32 +6,67 @@ and no mask is needed; a captured step takes a rounded-up span and a mask. It is
 what a GPU replays.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple, Self
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import kernels, weighted_rows
-from .kv_cache import WhisperKVCache
-from .layout import DecoderWeights, LayerWeights
+from .kv_cache import CrossBuffer, WhisperKVCache
+from .layout import DecoderWeights, LayerWeights, Norm, Projection
+from .packed_states import States
 
 
-def project_cross(weights: DecoderWeights, cross_buffer: Tensor, states: Tensor, first: int) -> None:
+class Products(NamedTuple):
+    """How the projections of a step are computed: what decides it is the same for all of them.
+
+    Attributes:
+        linear: `kernels.linear`'s, by the library that serves.
+        sums: Whether one row goes to `weighted_rows` where a projection is laid out for it.
+    """
+
+    linear: Callable[..., Tensor]
+    sums: bool
+
+    @classmethod
+    def for_rows(cls, hidden: Tensor) -> Self:
+        """Choose for hidden states `(rows, d)`."""
+        onednn = kernels.onednn_serves(hidden)
+        linear = kernels.onednn_linear if onednn else kernels.torch_linear
+        return cls(linear, onednn and hidden.shape[0] == 1 and weighted_rows.has_fbgemm())
+
+    def __call__(
+        self, x: Tensor, projection: Projection, *, gelu: bool = False, residual: Tensor | None = None
+    ) -> Tensor:
+        """Project `(rows, in)` to `(rows, out)`, as `kernels.linear` does."""
+        if projection.row_product is None or not self.sums:
+            return self.linear(x, projection.weight, projection.bias, gelu=gelu, residual=residual)
+        y = projection.row_product(x)
+        if gelu:
+            return F.gelu(y)
+        return y if residual is None else y.add_(residual)
+
+
+def project_cross(weights: DecoderWeights, cross_buffer: CrossBuffer, states: Tensor, first: int) -> None:
     """Project encoder states to the cross-attention's keys and values of every layer.
 
     Args:
         weights: The decoder.
-        cross_buffer: `(layers, 2, all audios, heads, frames, head_dim)`, takes them.
+        cross_buffer: Takes them.
         states: `(audios, frames, d)`, the encoder's output for some of the audios.
         first: The row of the first of them.
     """
     audios, frames, _ = states.shape
-    for layer, buffer in zip(weights.layers, cross_buffer[:, :, first : first + audios], strict=True):
-        for target, projection in zip(buffer, (layer.cross_k, layer.cross_v), strict=True):
-            target.copy_(
-                kernels.linear(states, projection.weight, projection.bias)
-                .view(audios, frames, weights.heads, -1)
-                .transpose(1, 2)
-            )
+    rows = slice(first, first + audios)
+    for layer, keys_t, values in zip(weights.layers, *cross_buffer, strict=True):
+        keys, by_frame = (
+            kernels.linear(states, part.weight, part.bias).view(audios, frames, weights.heads, -1)
+            for part in (layer.cross_k, layer.cross_v)
+        )
+        keys_t[rows] = keys.permute(0, 2, 3, 1)
+        values[rows] = by_frame.transpose(1, 2)
 
 
 def run_decoder(
@@ -41,7 +76,7 @@ def run_decoder(
     positions: Tensor,
     span: int,
     mask: Tensor | None,
-    states: Tensor | None = None,
+    states: States | None = None,
     places: Tensor | None = None,
 ) -> Tensor:
     """Run new tokens through the decoder, write their keys and values, and return the last one's logits.
@@ -54,7 +89,7 @@ def run_decoder(
         span: How many cached positions are attended to, counted from the first; at least the last position plus one.
         mask: Added to the self-attention's scores, broadcastable to `(batch, heads, new, span)`; None where every
             query may see all of `span`.
-        states: `(audios, frames, d)`, the encoder states, where the cache stores no cross keys and values.
+        states: The encoder states, where the cache stores no cross keys and values.
         places: `(batch · new,)`, which position embeddings they get, where padding makes that differ.
 
     Returns:
@@ -66,23 +101,25 @@ def run_decoder(
     hidden = hidden + (placed if new == 1 or places is not None else placed.repeat(batch, 1))
     keys = cache.self_keys[..., :span, :].unbind()
     values = cache.self_values[..., :span, :].unbind()
+    products = Products.for_rows(hidden)
     for index, layer in enumerate(weights.layers):
-        query = _write_qkv(layer, cache.self_layers[index], hidden, positions, weights.heads)
+        query = _write_qkv(layer, cache.self_layers[index], hidden, positions, weights.heads, products)
         context = kernels.attend(query, keys[index], values[index], query.shape[-1] ** -0.5, mask)
-        hidden = _add_projected(hidden, context, layer.self_out)
-        hidden = _cross_attention(layer, cache, index, hidden, audios, weights.heads, states)
-        expanded = kernels.linear(_norm(hidden, layer.mlp_norm), layer.fc1.weight, layer.fc1.bias, gelu=True)
-        hidden = kernels.linear(expanded, layer.fc2.weight, layer.fc2.bias, residual=hidden)
+        if new > 1:
+            context = context.transpose(1, 2)
+        hidden = products(context.reshape(hidden.shape), layer.self_out, residual=hidden)
+        query = products(_norm(hidden, layer.cross_norm), layer.cross_q).view(-1, weights.heads, query.shape[-1])
+        if states is None:
+            context = _attend_to_stored(cache, index, query, audios)
+        else:
+            context = _attend_to_states(layer, query, states)
+        hidden = products(context.reshape(hidden.shape), layer.cross_out, residual=hidden)
+        expanded = products(_norm(hidden, layer.mlp_norm), layer.fc1, gelu=True)
+        hidden = products(expanded, layer.fc2, residual=hidden)
     if new > 1:
         hidden = hidden.view(batch, new, -1)[:, -1]
-    return _project(_norm(hidden, weights.norm), weights)
-
-
-def _project(hidden: Tensor, weights: DecoderWeights) -> Tensor:
-    """Project the last hidden states `(batch, d)` to the vocabulary."""
-    if hidden.shape[0] == 1 and weights.projection_bags is not None and weighted_rows.serves(hidden):
-        return weighted_rows.product(hidden, weights.projection.t(), weights.projection_bags)
-    return kernels.linear(hidden, weights.projection)
+        products = Products.for_rows(hidden)
+    return products(_norm(hidden, weights.norm), weights.vocabulary)
 
 
 def causal_mask(queries: int, span: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
@@ -93,83 +130,84 @@ def causal_mask(queries: int, span: int, dtype: torch.dtype, device: torch.devic
     return blocked.triu(span - queries + 1)
 
 
-def _norm(hidden: Tensor, norm: nn.LayerNorm) -> Tensor:
-    return F.layer_norm(hidden, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+def _norm(hidden: Tensor, norm: Norm) -> Tensor:
+    return torch.layer_norm(hidden, norm.shape, norm.weight, norm.bias, norm.epsilon)
 
 
-def _write_qkv(layer: LayerWeights, buffer: Tensor, hidden: Tensor, positions: Tensor, heads: int) -> Tensor:
+def _write_qkv(
+    layer: LayerWeights, buffer: Tensor, hidden: Tensor, positions: Tensor, heads: int, products: Products
+) -> Tensor:
     """Project `(batch · new, d)`, write keys and values, return the queries `(batch, heads, new, head_dim)`."""
-    qkv = kernels.linear(_norm(hidden, layer.self_norm), layer.qkv_weight, layer.qkv_bias)
+    qkv = products(_norm(hidden, layer.self_norm), layer.qkv)
     qkv = qkv.view(-1, positions.shape[0], 3, heads, buffer.shape[-1]).permute(2, 0, 3, 1, 4)
     buffer.index_copy_(3, positions, qkv[1:])
     return qkv[0]
 
 
-def _cross_attention(
-    layer: LayerWeights,
-    cache: WhisperKVCache,
-    index: int,
-    hidden: Tensor,
-    audios: int,
-    heads: int,
-    states: Tensor | None,
-) -> Tensor:
-    """Attend to the encoder and add the result to `hidden`, `(batch · new, d)`.
+def _attend_to_stored(cache: WhisperKVCache, index: int, query: Tensor, audios: int) -> Tensor:
+    """Cross-attention over the stored keys and values of a layer.
 
     All queries of one audio, those of its beams too, go through one product.
+
+    Args:
+        cache: Holds them.
+        index: The layer.
+        query: `(audios · n, heads, head_dim)`, the n queries of an audio together.
+        audios: How many there are.
+
+    Returns:
+        `(audios · n, heads, head_dim)`.
     """
-    query = kernels.linear(_norm(hidden, layer.cross_norm), layer.cross_q.weight, layer.cross_q.bias)
-    new, head_dim = query.shape[0] // audios, query.shape[1] // heads
-    scale = head_dim**-0.5
-    if new > 1:
-        query = query.view(audios, new, heads, head_dim).transpose(1, 2)
-    if states is not None:
-        context = _attend_to_states(layer, query.reshape(audios, heads, new, head_dim), states, scale)
-    else:
-        query = query.reshape(audios * heads, new, head_dim)
-        keys_t, values = cache.cross_keys_t[index], cache.cross_values[index]
-        if new == 1 and weighted_rows.serves(query):
-            attention = kernels.attention_weights(query, keys_t, scale, None)
-            context = weighted_rows.sum_rows(values.flatten(0, 1), cache.cross_bags, attention.view(-1))
+    rows, heads, head_dim = query.shape
+    keys_t, values, scale = cache.cross_keys_t[index], cache.cross_values[index], head_dim**-0.5
+    if rows == audios and weighted_rows.serves(query):
+        if kernels.prefers_summed_scores(query):
+            scores = weighted_rows.sum_rows(keys_t.view(-1, keys_t.shape[2]), cache.score_bags, query.view(-1) * scale)
+            attention = torch.softmax(scores, dim=-1)
         else:
-            context = kernels.attend_by_products(query, keys_t, values, scale, None).view(audios, heads, new, head_dim)
-    return _add_projected(hidden, context, layer.cross_out)
+            attention = kernels.attention_weights(query.view(rows * heads, 1, head_dim), keys_t, scale, None)
+        context = weighted_rows.sum_rows(values.view(-1, head_dim), cache.mix_bags, attention.view(-1))
+        return context.view(query.shape)
+    by_head = query.view(audios, -1, heads, head_dim).transpose(1, 2).reshape(audios * heads, -1, head_dim)
+    context = kernels.attend_by_products(by_head, keys_t, values, scale, None)
+    return context.view(audios, heads, -1, head_dim).transpose(1, 2).reshape(query.shape)
 
 
-def _attend_to_states(layer: LayerWeights, query: Tensor, states: Tensor, scale: float) -> Tensor:
-    """Cross-attention over the encoder states themselves, `(batch, heads, new, head_dim)` in and out.
+def _attend_to_states(layer: LayerWeights, query: Tensor, states: States) -> Tensor:
+    """Cross-attention over the encoder states themselves.
 
     Whisper's key projection has no bias and the weights of a softmax sum to one, so with E the states of one audio
 
         softmax(q (E Wk')') (E Wv' + bv) = (softmax((q Wk) E') E) Wv' + bv
 
     with Wk and Wv the rows of a head: the states are read twice, and nothing of their size is stored per layer.
-    """
-    batch, heads, new, head_dim = query.shape
-    width = states.shape[-1]
-    key_weight = layer.cross_k.weight.view(heads, head_dim, width)
-    value_weight = layer.cross_v.weight.view(heads, head_dim, width)
-    by_head = query.transpose(0, 1).reshape(heads, batch * new, head_dim)
-    folded = torch.bmm(by_head, key_weight).view(heads, batch, new, width).transpose(0, 1)
-    mixed = kernels.attend_by_products(
-        folded.reshape(batch, heads * new, width), states.transpose(1, 2), states, scale, None
-    )
-    mixed = mixed.view(batch, heads, new, width).transpose(0, 1).reshape(heads, batch * new, width)
-    context = torch.bmm(mixed, value_weight.transpose(1, 2))
-    if layer.cross_v.bias is not None:
-        context = context + layer.cross_v.bias.view(heads, 1, head_dim)
-    return context.view(heads, batch, new, head_dim).transpose(0, 1)
-
-
-def _add_projected(hidden: Tensor, context: Tensor, projection: nn.Linear) -> Tensor:
-    """Merge the heads of a context, project it, and add it to `hidden`, `(batch · new, d)`.
 
     Args:
-        hidden: `(batch · new, d)`.
-        context: `(batch, heads, new, head_dim)`, or for one token anything that holds the numbers in that order.
-        projection: `d` to `d`.
+        layer: The layer.
+        query: `(audios · n, heads, head_dim)`, the n queries of an audio together.
+        states: The encoder states.
+
+    Returns:
+        `(audios · n, heads, head_dim)`.
     """
-    if context.dim() == 4 and context.shape[2] > 1:
-        context = context.transpose(1, 2)
-    merged = context.reshape(hidden.shape)
-    return kernels.linear(merged, projection.weight, projection.bias, residual=hidden)
+    rows, heads, head_dim = query.shape
+    audios, width, weights = len(states), heads * head_dim, layer.cross_heads
+    unread = kernels.unread(query.dtype, query.device)
+    folded = torch.baddbmm(unread, query.transpose(0, 1), weights.keys, beta=0, alpha=head_dim**-0.5)
+    if audios > 1:
+        folded = folded.view(heads, audios, -1, width).transpose(0, 1)
+    folded = folded.reshape(audios, -1, width)
+    if isinstance(states, Tensor):
+        mixed = kernels.attend_by_products(folded, states.transpose(1, 2), states, 1.0, None)
+    elif audios == 1:
+        mixed = states[0].attend(folded[0])
+    else:
+        mixed = torch.stack([audio.attend(queries) for audio, queries in zip(states, folded, strict=True)])
+    if audios > 1:
+        mixed = mixed.view(audios, heads, -1, width).transpose(0, 1)
+    mixed = mixed.reshape(heads, rows, width)
+    if weights.values_bias is None:
+        context = torch.bmm(mixed, weights.values_t)
+    else:
+        context = torch.baddbmm(weights.values_bias, mixed, weights.values_t)
+    return context.transpose(0, 1)

@@ -9,6 +9,7 @@ from torch import Tensor
 from .decode_step import causal_mask, run_decoder
 from .kv_cache import WhisperKVCache
 from .layout import DecoderWeights
+from .packed_states import States
 
 
 class PaddedPrompt(NamedTuple):
@@ -62,14 +63,14 @@ class Decoder:
     Attributes:
         weights: What it is made of.
         cache: Its keys and values.
-        states: `(audios, frames, d)`, the encoder states, where the cache stores no cross keys and values.
+        states: The encoder states, where the cache stores no cross keys and values.
         prompt: What is padded; None where nothing is.
         padding: The same for later tokens.
     """
 
     weights: DecoderWeights
     cache: WhisperKVCache
-    states: Tensor | None
+    states: States | None
     prompt: PaddedPrompt | None = None
     padding: Padding | None = None
 

@@ -132,12 +132,12 @@ def decode(
         beams=generation_config.num_beams or 1,
     )
     as_dict = bool(generation_config.return_dict_in_generate)
-    stores_cross = as_dict or model.stores_cross_attention(shape.audios)
+    stores_cross = as_dict or model.stores_cross_attention(shape.audios, stopping.max_length)
     audio = (model, weights, model_kwargs["encoder_outputs"], inputs_tensor, shape, stores_cross)
     if shape.beams > 1:
         search = BeamSearch(generation_config, ScoreProcessor.for_model(logits_processor, weights), stopping)
         cross_buffer, states = encode(*audio)
-        cache = WhisperKVCache(shape, weights.projection.dtype, device, cross_buffer)
+        cache = WhisperKVCache(shape, weights.vocabulary.weight.dtype, device, cross_buffer)
         output = search.run(Decoder(weights, cache, states, padded), input_ids)
         model.note_decoding(cache, captured=False)
         return output
@@ -152,7 +152,7 @@ def decode(
         if session is not None:
             cache, ids = session.cache, session.ids
         else:
-            cache = WhisperKVCache(shape, weights.projection.dtype, device, cross_buffer)
+            cache = WhisperKVCache(shape, weights.vocabulary.weight.dtype, device, cross_buffer)
             ids = torch.empty(batch, stopping.max_length, dtype=torch.long, device=device)
 
         ids[:, :prompt] = input_ids

@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
+from . import kernels
 from .decode_step import project_cross
 from .generate_call import NotHandledError, call_of
-from .kv_cache import CacheShape, empty_cross_buffer
+from .kv_cache import CacheShape, CrossBuffer
 from .layout import DecoderWeights
+from .packed_states import PackedStates, States, pack
 
 if TYPE_CHECKING:
     from .captured_decoding import GreedySession
@@ -38,7 +40,7 @@ def encode(
     shape: CacheShape,
     stores_cross: bool,
     session: "GreedySession | None" = None,
-) -> tuple[Tensor | None, Tensor | None]:
+) -> tuple[CrossBuffer | None, States | None]:
     """Bring a batch to where decoding attends to it.
 
     Args:
@@ -51,25 +53,31 @@ def encode(
         session: Whose memory takes them.
 
     Returns:
-        The cross-attention's keys and values, or the encoder states `(audios, frames, d)`, the other being None.
+        The cross-attention's keys and values, or the encoder states, the other being None.
     """
     cross_buffer = None if session is None else session.cache.cross_buffer
     held = None if session is None else session.states
-    kept = []
+    kept: list[Tensor] = []
+    packed: list[PackedStates] = []
     for row, part in _encoded_parts(model, outputs, features, shape):
         if held is not None:
             held[row : row + len(part)] = part
             continue
         if not stores_cross:
-            kept.append(part)
+            if kernels.onednn_serves(part):
+                packed += pack(part, weights.heads)
+            else:
+                kept.append(part)
             continue
         if cross_buffer is None:  # made only now: the activations of the first audio are gone
-            cross_buffer = empty_cross_buffer(shape, part.dtype, part.device)
+            cross_buffer = CrossBuffer.empty(shape, part.dtype, part.device)
         project_cross(weights, cross_buffer, part, row)
     if stores_cross:
         return cross_buffer, None
     if held is not None:
         return None, held
+    if packed:
+        return None, tuple(packed)
     return None, kept[0] if len(kept) == 1 else torch.cat(kept)
 
 

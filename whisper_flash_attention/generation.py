@@ -177,7 +177,7 @@ class FastGenerationMixin(WhisperGenerationMixin):  # type: ignore[misc]
             pool = self._sessions = self._sessions or SessionPool()
         ends = (chooser.stopping.eos, chooser.pad, chooser.processor.timestamps)
         with (
-            on_decoding_stream(weights.projection.device),
+            on_decoding_stream(weights.vocabulary.weight.device),
             pool.lend(weights, shape, *ends, stores_cross=stores_cross, hides=hides) as session,
         ):
             yield session

@@ -47,6 +47,9 @@ from torch.nn.modules.module import _has_any_global_hook
 from transformers.activations import ACT2FN
 from transformers.models.whisper.modeling_whisper import WhisperPositionalEmbedding
 
+FEW_POSITIONS = 32
+"""Up to so many positions, one audio's keys and values are not worth storing (`prefers_stored_cross`)."""
+
 QUERY_CHUNK = 500
 """Queries per chunk of the bfloat16 encoder attention on a CPU: 128 to 1500 were tried, 500 to 1500 tie, and the
 scores of 500 take 1.5 MB per head."""
@@ -61,6 +64,11 @@ def _onednn_dtypes() -> frozenset[torch.dtype]:
         return frozenset()
     bfloat16 = {torch.bfloat16} if torch.ops.mkldnn._is_mkldnn_bf16_supported() else set()
     return frozenset({torch.float32} | bfloat16)
+
+
+def has_onednn(x: Tensor) -> bool:
+    """Whether oneDNN serves the dtype of `x` on this machine."""
+    return x.dtype in _onednn_dtypes()
 
 
 def onednn_serves(x: Tensor) -> bool:
@@ -95,11 +103,24 @@ def linear(
     Returns:
         `(…, out)`, always a new tensor.
     """
-    if onednn_serves(x) and _is_whole(weight):
-        product = torch.ops.mkldnn._linear_pointwise
-        if residual is not None:
-            return product.binary(x, residual, weight, bias, "add")  # type: ignore[no-any-return]
-        return product(x, weight, bias, "gelu" if gelu else "none", [], "none")  # type: ignore[no-any-return]
+    serving = onednn_linear if onednn_serves(x) and _is_whole(weight) else torch_linear
+    return serving(x, weight, bias, gelu=gelu, residual=residual)
+
+
+def onednn_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = False, residual: Tensor | None = None
+) -> Tensor:
+    """`linear` by oneDNN, where it serves and the weight is stored without gaps."""
+    product = torch.ops.mkldnn._linear_pointwise
+    if residual is not None:
+        return product.binary(x, residual, weight, bias, "add")  # type: ignore[no-any-return]
+    return product(x, weight, bias, "gelu" if gelu else "none", [], "none")  # type: ignore[no-any-return]
+
+
+def torch_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = False, residual: Tensor | None = None
+) -> Tensor:
+    """`linear` by PyTorch."""
     y = F.linear(x, weight, bias)
     if gelu:
         return F.gelu(y)
@@ -220,6 +241,11 @@ def prefers_fused(query: Tensor, key: Tensor) -> bool:
     return query.dtype == torch.float32 or query.shape[0] * key.shape[2] <= 128
 
 
+def prefers_summed_scores(query: Tensor) -> bool:
+    """Whether one query's scores with stored keys are sums of weighted rows (`weighted_rows.py`): in bfloat16."""
+    return query.dtype == torch.bfloat16
+
+
 def attend_by_products(query: Tensor, key_t: Tensor, value: Tensor, scale: float, mask: Tensor | None) -> Tensor:
     """Exact attention of few queries by two batched matrix products.
 
@@ -239,33 +265,44 @@ def attend_by_products(query: Tensor, key_t: Tensor, value: Tensor, scale: float
 def attention_weights(query: Tensor, key_t: Tensor, scale: float, mask: Tensor | None) -> Tensor:
     """The weights of `attend_by_products`, `(n, queries, keys)`; its arguments."""
     if mask is None:
-        scores = torch.baddbmm(_unread(query.dtype, query.device), query, key_t, beta=0, alpha=scale)
+        scores = torch.baddbmm(unread(query.dtype, query.device), query, key_t, beta=0, alpha=scale)
     else:
         scores = torch.baddbmm(mask, query, key_t, alpha=scale)
     return torch.softmax(scores, dim=-1)
 
 
 @functools.cache
-def _unread(dtype: torch.dtype, device: torch.device) -> Tensor:
+def unread(dtype: torch.dtype, device: torch.device) -> Tensor:
     """The addend of a `baddbmm` with beta = 0, which is never read: one number that broadcasts to any shape."""
     with torch.inference_mode(False):
         return torch.zeros((), dtype=dtype, device=device)
 
 
-def prefers_stored_cross(device_type: str, batch: int) -> bool:
+def prefers_stored_cross(device_type: str, dtype: torch.dtype, audios: int, positions: int) -> bool:
     """Whether the cross-attention's keys and values are stored, rather than attending to the encoder states.
 
-    Milliseconds per layer on the CPU of the tables above, stored / states:
+    To store them they are projected first, which takes as long as some dozens of tokens then save. Milliseconds of
+    decoding one audio in float32 on the CPU of the tables above, stored / packed states:
 
-    | | batch 1 | 4 | 16 | 32 |
+    | tokens | 10 | 25 | 50 | 100 |
     |---|---|---|---|---|
-    | float32, d 384 | 0.07 / 0.22 | 0.63 / 0.61 | 3.5 / 5.0 | 5.5 / 10.2 |
-    | bfloat16, d 768 | 0.19 / 0.31 | 0.85 / 1.14 | 3.3 / 6.4 | 6.4 / 13.3 |
+    | d 384, 4 layers | 123 / 96 | 221 / 212 | 418 / 426 | 886 / 933 |
+    | d 512, 6 layers | 206 / 156 | 386 / 372 | 727 / 738 | 1453 / 1542 |
+
+    In bfloat16, where stored ones are read as sums of weighted rows, 25 tokens take 116 / 131 and 248 / 265.
 
     On a GPU, where a batch is bound by reading the keys and values, half the bytes are read from the states and
     `2 · layers` times less is kept; not measured yet.
+
+    Args:
+        device_type: Of the model.
+        dtype: Of the model.
+        audios: How many are decoded together.
+        positions: How long a sequence may become, prompt included.
     """
-    return device_type == "cpu" or batch == 1
+    if device_type != "cpu":
+        return audios == 1
+    return not (dtype == torch.float32 and dtype in _onednn_dtypes() and audios == 1 and positions <= FEW_POSITIONS)
 
 
 _STOCK_LAYERS = frozenset({nn.Linear, nn.LayerNorm, nn.Embedding, WhisperPositionalEmbedding})

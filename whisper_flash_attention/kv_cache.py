@@ -157,11 +157,30 @@ class InPlaceCache(EncoderDecoderCache):  # type: ignore[misc]
         self.self_attention_cache.reorder_cache(beam_idx)
 
 
-def empty_cross_buffer(shape: CacheShape, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Room for the cross-attention's keys and values, `(layers, 2, audios, heads, frames, head_dim)`."""
-    return torch.empty(
-        shape.layers, 2, shape.audios, shape.heads, shape.frames, shape.head_dim, dtype=dtype, device=device
-    )
+class CrossBuffer(NamedTuple):
+    """The cross-attention's keys and values, each in the order in which the products with one query read it.
+
+    Attributes:
+        keys_t: `(layers, audios, heads, head_dim, frames)`.
+        values: `(layers, audios, heads, frames, head_dim)`.
+    """
+
+    keys_t: Tensor
+    values: Tensor
+
+    @classmethod
+    def empty(cls, shape: CacheShape, dtype: torch.dtype, device: torch.device) -> Self:
+        """Make room for them."""
+        outer = (shape.layers, shape.audios, shape.heads)
+        return cls(
+            torch.empty(*outer, shape.head_dim, shape.frames, dtype=dtype, device=device),
+            torch.empty(*outer, shape.frames, shape.head_dim, dtype=dtype, device=device),
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both."""
+        return self.keys_t.nbytes + self.values.nbytes
 
 
 class WhisperKVCache(InPlaceCache):
@@ -176,7 +195,7 @@ class WhisperKVCache(InPlaceCache):
 
     Attributes:
         self_buffer: `(layers, 2, batch, heads, capacity, head_dim)`, keys then values.
-        cross_buffer: `(layers, 2, audios, heads, frames, head_dim)`, or None.
+        cross_buffer: The cross-attention's keys and values, or None.
         self_layers: The layers of `self_buffer`; these and the following are views made once, since making them
             per layer and token costs more than some of the products they feed.
         self_keys, self_values: `(layers, batch, heads, capacity, head_dim)`.
@@ -185,7 +204,7 @@ class WhisperKVCache(InPlaceCache):
     """
 
     def __init__(
-        self, shape: CacheShape, dtype: torch.dtype, device: torch.device, cross_buffer: Tensor | None
+        self, shape: CacheShape, dtype: torch.dtype, device: torch.device, cross_buffer: CrossBuffer | None
     ) -> None:
         self.shape = shape
         self.self_buffer = torch.empty(
@@ -197,28 +216,33 @@ class WhisperKVCache(InPlaceCache):
         self.cross_keys_t: tuple[Tensor, ...] = ()
         self.cross_values: tuple[Tensor, ...] = ()
         if cross_buffer is not None:
-            flat = cross_buffer.flatten(2, 3)
-            self.cross_keys_t, self.cross_values = flat[:, 0].transpose(2, 3).unbind(), flat[:, 1].unbind()
+            self.cross_keys_t, self.cross_values = (part.flatten(1, 2).unbind() for part in cross_buffer)
         super().__init__(
             [InPlaceLayer(buffer) for buffer in self.self_buffer],
-            [InPlaceLayer(buffer) for buffer in cross_buffer] if cross_buffer is not None else [],
+            [InPlaceLayer() for _ in self.cross_keys_t],
         )
 
     @functools.cached_property
-    def cross_bags(self) -> Bags:
+    def score_bags(self) -> Bags:
+        """Which rows of `cross_keys_t` a sum per sequence and head takes: all its features."""
+        return consecutive(self.shape.audios * self.shape.heads, self.shape.head_dim)
+
+    @functools.cached_property
+    def mix_bags(self) -> Bags:
         """Which rows of `cross_values` a sum per sequence and head takes: all its frames."""
-        sums, frames, _ = self.cross_values[0].shape
-        return consecutive(sums, frames)
+        return consecutive(self.shape.audios * self.shape.heads, self.shape.frames)
 
     def set_lengths(self, length: int) -> None:
         """Say how far the loop has written the buffers, so that Transformers sees the same: cross-attention whole."""
         for buffer, layer in zip(self.self_buffer, self.self_attention_cache.layers, strict=True):
             layer._bind(buffer, length)
         if self.cross_buffer is not None:
-            for buffer, layer in zip(self.cross_buffer, self.cross_attention_cache.layers, strict=True):
-                if self.shape.beams > 1:  # to Transformers every sequence has its own
-                    buffer = buffer.repeat_interleave(self.shape.beams, dim=1)
-                layer._bind(buffer, self.shape.frames)
+            beams = self.shape.beams
+            for keys_t, values, layer in zip(*self.cross_buffer, self.cross_attention_cache.layers, strict=True):
+                buffer = torch.stack((keys_t.transpose(2, 3), values))
+                if beams > 1:  # to Transformers every sequence has its own
+                    buffer = buffer.repeat_interleave(beams, dim=1)
+                layer._take(buffer, self.shape.frames)
         self.is_updated = dict.fromkeys(range(self.shape.layers), self.cross_buffer is not None)
 
     def reorder(self, rows: Tensor, length: int) -> None:

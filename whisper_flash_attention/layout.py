@@ -9,49 +9,99 @@ at the next `generate`, and laid out again. Whoever saves or trains may count on
 dict and `train()` put it back until then.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from transformers.models.whisper.modeling_whisper import WhisperDecoder, WhisperDecoderLayer
 
-from . import kernels, weighted_rows
+from . import kernels
 from .flash_attention import WhisperFlashAttention
+from .weighted_rows import LAYER_SUMS, VOCABULARY_SUMS, RowProduct, prefers_row_product
 
 Storages = tuple[tuple[int, int, tuple[int, ...]], ...]
 """Per parameter: identity of its module, address and strides of its numbers."""
 
 
+class Norm(NamedTuple):
+    """A layer norm: its weight and bias, `(d,)`, its shape and epsilon."""
+
+    shape: tuple[int, ...]
+    weight: Tensor
+    bias: Tensor
+    epsilon: float
+
+    @classmethod
+    def of(cls, norm: nn.LayerNorm) -> Self:
+        """Take a module apart."""
+        return cls(norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+
+
+class Projection(NamedTuple):
+    """A projection.
+
+    Attributes:
+        weight: `(out, in)`, rows or columns contiguous.
+        bias: `(out,)`, or None.
+        row_product: How `weighted_rows` multiplies one row by both, where it does.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    row_product: RowProduct | None = None
+
+
+class HeadProjections(NamedTuple):
+    """The key and value projections of a cross-attention by head, views made once, for queries that meet the states.
+
+    Attributes:
+        keys: `(heads, head_dim, d)`.
+        values_t: `(heads, d, head_dim)`.
+        values_bias: `(heads, 1, head_dim)`, or None.
+    """
+
+    keys: Tensor
+    values_t: Tensor
+    values_bias: Tensor | None
+
+    @classmethod
+    def of(cls, keys: nn.Linear, values: nn.Linear, heads: int) -> Self:
+        """Take two modules apart."""
+        bias = None if values.bias is None else values.bias.view(heads, 1, -1)
+        by_head = (linear.weight.view(heads, -1, linear.in_features) for linear in (keys, values))
+        return cls(next(by_head), next(by_head).transpose(1, 2), bias)
+
+
 class LayerWeights(NamedTuple):
-    """What one decoder layer is made of. Weights are `(out, in)`; d is the model's width, f the feed-forward's.
+    """What one decoder layer is made of; d is the model's width, f the feed-forward's.
 
     Attributes:
         self_norm: Layer norm before the self-attention.
-        qkv_weight: `(3 d, d)`.
-        qkv_bias: `(3 d,)`, zero for the keys, which have none.
+        qkv: `d` to queries, keys and values, `3 d`; the bias of the keys, which have none, is zero.
         self_out: Output projection of the self-attention.
         cross_norm: Layer norm before the cross-attention.
         cross_q: Query projection of the cross-attention.
-        cross_k: Its key projection, `(d, d)`.
+        cross_k: Its key projection.
         cross_v: Its value projection.
+        cross_heads: Both by head.
         cross_out: Its output projection.
         mlp_norm: Layer norm before the feed-forward part.
-        fc1: `(f, d)`.
-        fc2: `(d, f)`.
+        fc1: `d` to `f`.
+        fc2: `f` to `d`.
     """
 
-    self_norm: nn.LayerNorm
-    qkv_weight: Tensor
-    qkv_bias: Tensor
-    self_out: nn.Linear
-    cross_norm: nn.LayerNorm
-    cross_q: nn.Linear
-    cross_k: nn.Linear
-    cross_v: nn.Linear
-    cross_out: nn.Linear
-    mlp_norm: nn.LayerNorm
-    fc1: nn.Linear
-    fc2: nn.Linear
+    self_norm: Norm
+    qkv: Projection
+    self_out: Projection
+    cross_norm: Norm
+    cross_q: Projection
+    cross_k: Projection
+    cross_v: Projection
+    cross_heads: HeadProjections
+    cross_out: Projection
+    mlp_norm: Norm
+    fc1: Projection
+    fc2: Projection
 
 
 class DecoderWeights(NamedTuple):
@@ -62,8 +112,7 @@ class DecoderWeights(NamedTuple):
         position_embedding: `(max_target_positions, d)`.
         layers: Its layers.
         norm: The last layer norm.
-        projection: `(vocabulary, d)`.
-        projection_bags: How `weighted_rows` multiplies by it, where its columns are contiguous and it can.
+        vocabulary: `d` to the vocabulary.
         heads: Attention heads.
         storages: The modules and where their numbers were when this was made, as `storages_of` gives them.
     """
@@ -71,9 +120,8 @@ class DecoderWeights(NamedTuple):
     token_embedding: Tensor
     position_embedding: Tensor
     layers: tuple[LayerWeights, ...]
-    norm: nn.LayerNorm
-    projection: Tensor
-    projection_bags: weighted_rows.Bags | None
+    norm: Norm
+    vocabulary: Projection
     heads: int
     storages: "Storages"
 
@@ -137,42 +185,30 @@ def lay_out(decoder: WhisperDecoder, projection: nn.Linear) -> DecoderWeights:
     """
     layers = []
     for layer in decoder.layers:
-        qkv_weight, qkv_bias = _fuse_qkv(layer.self_attn)
-        for linear in (
-            layer.self_attn.out_proj,
-            layer.encoder_attn.q_proj,
-            layer.encoder_attn.out_proj,
-            layer.fc1,
-        ):
-            if kernels.prefers_columns(linear.weight):
-                _store_columns(linear.weight)
+        attention, cross = layer.self_attn, layer.encoder_attn
         layers.append(
             LayerWeights(
-                self_norm=layer.self_attn_layer_norm,
-                qkv_weight=qkv_weight,
-                qkv_bias=qkv_bias,
-                self_out=layer.self_attn.out_proj,
-                cross_norm=layer.encoder_attn_layer_norm,
-                cross_q=layer.encoder_attn.q_proj,
-                cross_k=layer.encoder_attn.k_proj,
-                cross_v=layer.encoder_attn.v_proj,
-                cross_out=layer.encoder_attn.out_proj,
-                mlp_norm=layer.final_layer_norm,
-                fc1=layer.fc1,
-                fc2=layer.fc2,
+                self_norm=Norm.of(layer.self_attn_layer_norm),
+                qkv=_lay_out_linears(attention.q_proj, attention.k_proj, attention.v_proj),
+                self_out=_lay_out_linears(attention.out_proj),
+                cross_norm=Norm.of(layer.encoder_attn_layer_norm),
+                cross_q=_lay_out_linears(cross.q_proj),
+                # These two multiply frames by the hundreds: their own storage serves as well.
+                cross_k=Projection(cross.k_proj.weight, cross.k_proj.bias),
+                cross_v=Projection(cross.v_proj.weight, cross.v_proj.bias),
+                cross_heads=HeadProjections.of(cross.k_proj, cross.v_proj, cross.num_heads),
+                cross_out=_lay_out_linears(cross.out_proj),
+                mlp_norm=Norm.of(layer.final_layer_norm),
+                fc1=_lay_out_linears(layer.fc1),
+                fc2=_lay_out_linears(layer.fc2),
             )
         )
-    bags = None
-    if kernels.prefers_vocabulary_columns(projection.weight):
-        _store_columns(projection.weight)
-        bags = weighted_rows.across(projection.in_features, projection.out_features)
     return DecoderWeights(
         token_embedding=decoder.embed_tokens.weight,
         position_embedding=decoder.embed_positions.weight,
         layers=tuple(layers),
-        norm=decoder.layer_norm,
-        projection=projection.weight,
-        projection_bags=bags,
+        norm=Norm.of(decoder.layer_norm),
+        vocabulary=_lay_out_vocabulary(projection.weight),
         heads=decoder.config.decoder_attention_heads,
         storages=storages_of(decoder, projection),
     )
@@ -189,24 +225,38 @@ def restore(decoder: WhisperDecoder, projection: nn.Linear) -> None:
                 parameter.data = parameter.clone(memory_format=torch.contiguous_format)
 
 
-def _store_columns(weight: Tensor) -> None:
-    """Store a weight `(out, in)` transposed."""
+def _lay_out_vocabulary(weight: Tensor) -> Projection:
+    """Store the projection to the vocabulary `(vocabulary, d)` as it multiplies fastest."""
+    if not kernels.prefers_vocabulary_columns(weight):
+        return Projection(weight, None)
     if weight.stride() != (1, weight.shape[0]):
         weight.data = weight.t().contiguous().t()
+    return Projection(weight, None, RowProduct.of(weight.t(), VOCABULARY_SUMS))
 
 
-def _fuse_qkv(attention: WhisperFlashAttention) -> tuple[Tensor, Tensor]:
-    """Make the three input projections of a self-attention slices of one weight `(3 d, d)` and one bias."""
-    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-    width = attention.embed_dim
-    weight = torch.cat([projection.weight for projection in projections])
-    if kernels.prefers_columns(weight):
-        weight = weight.t().contiguous().t()
-    bias = weight.new_zeros(3 * width)
-    for index, projection in enumerate(projections):
-        rows = slice(index * width, (index + 1) * width)
-        projection.weight.data = weight[rows]
-        if projection.bias is not None:
-            bias[rows] = projection.bias
-            projection.bias.data = bias[rows]
-    return weight, bias
+def _lay_out_linears(*linears: nn.Linear) -> Projection:
+    """Make weights and biases of linear layers with one input slices of one matrix, stored as it multiplies fastest."""
+    first = linears[0].weight
+    sums, product = prefers_row_product(first), None
+    columns = sums or kernels.prefers_columns(first)
+    if len(linears) == 1 and not columns:
+        return Projection(first, linears[0].bias)
+    in_features, out_features = linears[0].in_features, sum(linear.out_features for linear in linears)
+    if columns:
+        # With the bias as its last row, one sum takes it in.
+        matrix = first.new_empty(in_features + 1, out_features)
+        weight, bias = matrix[:-1].t(), matrix[-1]
+        product = RowProduct.of(matrix, LAYER_SUMS, with_bias=True) if sums else None
+    else:
+        weight, bias = first.new_empty(out_features, in_features), first.new_empty(out_features)
+    start = 0
+    for linear in linears:
+        rows = slice(start, start + linear.out_features)
+        start += linear.out_features
+        weight[rows] = linear.weight
+        linear.weight.data = weight[rows]
+        bias[rows] = 0  # the projection of the keys has none
+        if linear.bias is not None:
+            bias[rows] = linear.bias
+            linear.bias.data = bias[rows]
+    return Projection(weight, bias, product)

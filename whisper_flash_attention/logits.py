@@ -117,7 +117,7 @@ class ScoreProcessor:
     @classmethod
     def for_model(cls, processors: LogitsProcessorList, weights: DecoderWeights) -> Self:
         """Prepare a list for the scores of a model."""
-        return cls(processors, weights.projection.shape[0], weights.projection.device)
+        return cls(processors, weights.vocabulary.weight.shape[0], weights.vocabulary.weight.device)
 
     @property
     def is_capturable(self) -> bool:

@@ -63,7 +63,7 @@ class WhisperFlashAttentionForConditionalGeneration(FastGenerationMixin, Whisper
             `generate(..., fast_decoding=...)` decides for one call.
         cross_attention: How decoding attends to the encoder: `"stored"` keeps every layer's keys and values,
             `"shared"` attends to the encoder states themselves, which are `2 · layers` times smaller and give the
-            same result, and `"auto"` takes what the tables of this project name as faster on the device.
+            same result, and `"auto"` takes what the tables of this project name as faster for the call.
     """
 
     cross_attention: Literal["auto", "stored", "shared"] = "auto"
@@ -121,10 +121,10 @@ class WhisperFlashAttentionForConditionalGeneration(FastGenerationMixin, Whisper
                 self._decoder_weights = weights
             return weights
 
-    def stores_cross_attention(self, batch: int) -> bool:
-        """Whether decoding `batch` audios stores the cross-attention's keys and values."""
+    def stores_cross_attention(self, audios: int, positions: int) -> bool:
+        """Whether decoding `audios` to sequences of up to `positions` stores the cross-attention's keys and values."""
         if self.cross_attention == "auto":
-            return kernels.prefers_stored_cross(self.device.type, batch)
+            return kernels.prefers_stored_cross(self.device.type, self.dtype, audios, positions)
         if self.cross_attention not in {"stored", "shared"}:
             raise ValueError(f'cross_attention is "auto", "stored" or "shared", not {self.cross_attention!r}.')
         return self.cross_attention == "stored"

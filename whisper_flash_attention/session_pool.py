@@ -58,7 +58,7 @@ class SessionPool:
 
     def _let_go(self, weights: DecoderWeights) -> None:
         """Forget the sessions that have waited longest, until the rest hold no more than their share of memory."""
-        device = weights.projection.device
+        device = weights.vocabulary.weight.device
         allowed = IDLE_SHARE * torch.cuda.get_device_properties(device).total_memory
         while sum(session.nbytes for session in self._idle) > allowed:
             del self._idle[0]

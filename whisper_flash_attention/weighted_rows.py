@@ -25,15 +25,15 @@ where the machine reads 28:
 """
 
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from . import kernels
 
-MOST_BAGS = 64
-"""Into how many sums a product is cut at most: each core takes some, and each repeats the vector."""
+VOCABULARY_SUMS, LAYER_SUMS = 64, 4
+"""Into how many sums the columns of a matrix are cut at most: each core takes some, and each repeats the row."""
 
 
 class Bags(NamedTuple):
@@ -50,33 +50,26 @@ class Bags(NamedTuple):
 
 def serves(x: Tensor) -> bool:
     """Whether sums weighted by `x` are computed here: where oneDNN serves too, and FBGEMM was built in."""
-    return kernels.onednn_serves(x) and _has_fbgemm()
+    return kernels.onednn_serves(x) and has_fbgemm()
 
 
 @functools.cache
-def _has_fbgemm() -> bool:
+def has_fbgemm() -> bool:
+    """Whether PyTorch was built with FBGEMM."""
     # Asked for per layer and token, and torch makes the list anew each time.
     return "fbgemm" in torch.backends.quantized.supported_engines
+
+
+def prefers_row_product(weight: Tensor) -> bool:
+    """Whether one row is multiplied here by a layer's weight `(out, in)`: in bfloat16 on a CPU."""
+    return (
+        weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and kernels.has_onednn(weight) and has_fbgemm()
+    )
 
 
 def consecutive(sums: int, rows: int) -> Bags:
     """Sum each `rows` of a table `(sums · rows, features)` that follow one another."""
     return Bags(torch.arange(sums * rows, dtype=torch.int32), torch.arange(0, sums * rows, rows, dtype=torch.int32))
-
-
-def across(rows: int, columns: int) -> Bags | None:
-    """Cut the columns of a matrix `(rows, columns)`, contiguous, into as many sums as divide them evenly.
-
-    Its table is the same memory, `(rows · sums, columns / sums)`.
-
-    Returns:
-        The bags; None where no number of sums up to `MOST_BAGS` divides `columns`.
-    """
-    sums = next((count for count in range(MOST_BAGS, 1, -1) if columns % count == 0), None)
-    if sums is None:
-        return None
-    indices = torch.arange(rows * sums, dtype=torch.int32).view(rows, sums).t().reshape(-1)
-    return Bags(indices, torch.arange(0, rows * sums, rows, dtype=torch.int32))
 
 
 def sum_rows(table: Tensor, bags: Bags, weights: Tensor) -> Tensor:
@@ -94,17 +87,38 @@ def sum_rows(table: Tensor, bags: Bags, weights: Tensor) -> Tensor:
     return torch._embedding_bag_forward_only(table, bags.indices, bags.offsets, per_sample_weights=weights)[0]
 
 
-def product(x: Tensor, matrix: Tensor, bags: Bags) -> Tensor:
-    """Multiply one row by a matrix.
+class RowProduct(NamedTuple):
+    """A matrix `(rows, columns)` that one row is multiplied by, its columns cut into sums that cores share.
 
-    Args:
-        x: `(1, rows)`.
-        matrix: `(rows, columns)`, contiguous.
-        bags: What `across` gives for it.
-
-    Returns:
-        `(1, columns)`.
+    Attributes:
+        table: `(rows · sums, columns / sums)`, the memory of the matrix.
+        bags: Which rows of the table make each sum.
+        one: `(1, 1)`, what the row is continued by where the matrix ends with a bias; else None.
     """
-    sums = bags.offsets.shape[0]
-    weights = x.expand(sums, -1).reshape(-1)
-    return sum_rows(matrix.view(matrix.shape[0] * sums, -1), bags, weights).view(1, -1)
+
+    table: Tensor
+    bags: Bags
+    one: Tensor | None
+
+    @classmethod
+    def of(cls, matrix: Tensor, most: int, *, with_bias: bool = False) -> Self | None:
+        """Prepare the product with a matrix, or None where no number of sums divides its columns.
+
+        Args:
+            matrix: `(rows, columns)`, contiguous.
+            most: Into how many sums its columns are cut at most; each repeats the row.
+            with_bias: Whether its last row is a bias.
+        """
+        rows, columns = matrix.shape
+        sums = next((count for count in range(most, 1, -1) if columns % count == 0), None)
+        if sums is None:
+            return None
+        indices = torch.arange(rows * sums, dtype=torch.int32).view(rows, sums).t().reshape(-1)
+        bags = Bags(indices, torch.arange(0, rows * sums, rows, dtype=torch.int32))
+        return cls(matrix.view(rows * sums, -1), bags, matrix.new_ones(1, 1) if with_bias else None)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Multiply a row `(1, rows)`, or `(1, rows - 1)` before a bias, to `(1, columns)`."""
+        sums = self.bags.offsets.shape[0]
+        weights = x.expand(sums, -1).reshape(-1) if self.one is None else torch.cat([x, self.one] * sums, 1).view(-1)
+        return sum_rows(self.table, self.bags, weights).view(1, -1)

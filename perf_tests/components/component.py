@@ -12,6 +12,7 @@ from perf_tests.cases import CHECKPOINTS, Cell
 from perf_tests.floors import Phase, phases_of
 from perf_tests.models import SEED
 from perf_tests.subject import Place, Subject
+from perf_tests.vocabulary import vocabulary_of
 from perf_tests.works import WORKS
 
 
@@ -54,10 +55,15 @@ class Component(Subject):
         """What the work finds out beyond time and memory, under the recorded keys."""
         return {}
 
+    @property
+    def positions(self) -> int:
+        """How long a sequence may become, prompt included."""
+        return len(vocabulary_of(self.dims.vocab_size).prompt) + self.work.new_tokens
+
     def phases(self) -> tuple[Phase, ...]:
         """The least that a round has to do."""
         model: Any = self.model
-        stores_cross = getattr(model, "stores_cross_attention", lambda batch: True)(self.work.batch_size)
+        stores_cross = getattr(model, "stores_cross_attention", lambda *_: True)(self.work.batch_size, self.positions)
         return phases_of(
             self.cell, self.place.dtype.itemsize, batch_size=len(self.features), stores_cross=bool(stores_cross)
         )

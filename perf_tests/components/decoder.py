@@ -92,7 +92,7 @@ class FlashStepper:
         from whisper_flash_attention.kv_cache import WhisperKVCache
 
         self.model, self.encoded = model, states
-        self._stores_cross = bool(model.stores_cross_attention(len(states)))
+        self._stores_cross = bool(model.stores_cross_attention(len(states), MAX_TARGET_POSITIONS))
         # Where generate captures its steps; on a CPU a session steps too, which the tests use.
         self.captures = states.device.type == "cuda"
         self.uses_session = self.captures
@@ -178,10 +178,10 @@ class FlashStepper:
         )
 
     def _empty_cache(self, weights: Any, capacity: int) -> Any:
-        from whisper_flash_attention.kv_cache import WhisperKVCache, empty_cross_buffer
+        from whisper_flash_attention.kv_cache import CrossBuffer, WhisperKVCache
 
         shape, dtype, device = self._shape(capacity), self.encoded.dtype, self.encoded.device
-        buffer = empty_cross_buffer(shape, dtype, device) if self._stores_cross else None
+        buffer = CrossBuffer.empty(shape, dtype, device) if self._stores_cross else None
         cache = WhisperKVCache(shape, dtype, device, buffer)
         self._project(weights, cache)
         return cache
@@ -209,6 +209,11 @@ class Decoder(Component):
         """Make the encoder's output up."""
         self.states = self.random_states(ENCODER_POSITIONS)
         self._stepper: Stepper | None = None
+
+    @property
+    def positions(self) -> int:
+        """As many as there are: that is what ``generate`` prepares for where it is not told otherwise."""
+        return MAX_TARGET_POSITIONS
 
     def stepper(self) -> Stepper:
         """The implementation's stepper."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers.cache_utils import DynamicLayer
 
-from whisper_flash_attention.kv_cache import CacheShape, InPlaceLayer, WhisperKVCache, empty_cross_buffer
+from whisper_flash_attention.kv_cache import CacheShape, CrossBuffer, InPlaceLayer, WhisperKVCache
 
 from .compare import assert_same
 from .tiny import Pair, mel_features
@@ -82,7 +82,7 @@ def whisper_cache(model: Any, batch: int, capacity: int) -> WhisperKVCache:
         capacity=capacity,
         frames=config.max_source_positions,
     )
-    return WhisperKVCache(shape, model.dtype, model.device, empty_cross_buffer(shape, model.dtype, model.device))
+    return WhisperKVCache(shape, model.dtype, model.device, CrossBuffer.empty(shape, model.dtype, model.device))
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"num_beams": 3, "num_return_sequences": 2}], ids=str)

@@ -1,12 +1,16 @@
 """Sums of weighted rows against the plain product."""
 
+import math
+from typing import Any
+
 import pytest
 import torch
 
 from whisper_flash_attention import weighted_rows
+from whisper_flash_attention.weighted_rows import RowProduct
 
-from .compare import assert_close, assert_half_close, assert_same
-from .tiny import make_pair, mel_features
+from .compare import assert_close, assert_half_close, assert_half_tokens_agree, assert_same
+from .tiny import START, make_pair, mel_features
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -29,14 +33,23 @@ def assert_product(actual: torch.Tensor, x: torch.Tensor, matrix: torch.Tensor) 
 @torch.no_grad()
 def test_product(columns: int, dtype: torch.dtype) -> None:
     x, matrix = torch.randn(1, 48).to(dtype), torch.randn(48, columns).to(dtype)
-    bags = weighted_rows.across(48, columns)
-    assert bags is not None
-    assert_product(weighted_rows.product(x, matrix, bags), x, matrix)
+    product = RowProduct.of(matrix, 64)
+    assert product is not None
+    assert_product(product(x), x, matrix)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@torch.no_grad()
+def test_product_and_bias(dtype: torch.dtype) -> None:
+    x, matrix = torch.randn(1, 48).to(dtype), torch.randn(49, 64).to(dtype)
+    product = RowProduct.of(matrix, 4, with_bias=True)
+    assert product is not None
+    assert_product(product(x), torch.cat([x, torch.ones_like(x[:, :1])], 1), matrix)
 
 
 @pytest.mark.parametrize("columns", [263, 1])
-def test_columns_that_do_not_divide_have_no_bags(columns: int) -> None:
-    assert weighted_rows.across(48, columns) is None
+def test_columns_that_do_not_divide_have_no_product(columns: int) -> None:
+    assert RowProduct.of(torch.randn(48, columns), 64) is None
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -57,17 +70,17 @@ def test_gradients_and_autocast_are_left_to_pytorch() -> None:
         assert not weighted_rows.serves(x)
 
 
-def watch(monkeypatch: pytest.MonkeyPatch, name: str) -> list[tuple[object, ...]]:
-    """The arguments of each call of a function, which does what it did."""
-    calls: list[tuple[object, ...]] = []
-    function = getattr(weighted_rows, name)
+def watch(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The tables of the sums that are made from here on."""
+    tables: list[tuple[int, ...]] = []
+    sum_rows = weighted_rows.sum_rows
 
-    def call(*args: object) -> torch.Tensor:
-        calls.append(args)
-        return function(*args)
+    def call(table: torch.Tensor, *args: Any) -> torch.Tensor:
+        tables.append(tuple(table.shape))
+        return sum_rows(table, *args)
 
-    monkeypatch.setattr(weighted_rows, name, call)
-    return calls
+    monkeypatch.setattr(weighted_rows, "sum_rows", call)
+    return tables
 
 
 @pytest.mark.skipif(not served(), reason="oneDNN or FBGEMM is missing here")
@@ -75,9 +88,36 @@ def watch(monkeypatch: pytest.MonkeyPatch, name: str) -> list[tuple[object, ...]
 def test_decoding_takes_them(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The vocabulary for one row, the cross-attention's context for any batch; the tokens are the original's."""
     pair = make_pair()
-    products = watch(monkeypatch, "product")
-    sums = watch(monkeypatch, "sum_rows")
+    pair.flash.cross_attention = "stored"
+    tables = watch(monkeypatch)
     actual = pair.flash.generate(mel_features(batch), max_new_tokens=5, min_new_tokens=5)
     assert_same(actual, pair.original.generate(mel_features(batch), max_new_tokens=5, min_new_tokens=5))
-    assert len(products) == (5 if batch == 1 else 0)
-    assert len(sums) - len(products) >= 4 * pair.flash.config.decoder_layers
+    config = pair.flash.config
+    vocabulary = [table for table in tables if math.prod(table) == config.vocab_size * config.d_model]
+    assert len(vocabulary) == (5 if batch == 1 else 0)
+    assert len(tables) - len(vocabulary) >= 4 * config.decoder_layers
+
+
+@pytest.mark.skipif(not served() or not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="no fast bfloat16 here")
+def test_every_projection_of_one_row_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six per layer and the vocabulary, scores and context of the cross-attention; tokens as half precision allows."""
+    pair, reference, features = make_pair(torch.bfloat16), make_pair().original, mel_features(1, dtype=torch.bfloat16)
+    tables = watch(monkeypatch)
+    options = {"max_new_tokens": 4, "min_new_tokens": 4}
+    flash = pair.flash.generate(features, **options)
+    # Of the prompt, two tokens, only the last one's logits are a product of one row.
+    assert len(tables) == 3 * (8 * pair.flash.config.decoder_layers + 1) + 1
+    assert_half_tokens_agree(
+        flash, pair.original.generate(features, **options), pair.original, reference, features, [START]
+    )
+
+
+@pytest.mark.parametrize(("new_tokens", "cross"), [(30, "encoder states"), (31, "stored keys")])
+def test_short_requests_do_not_store_keys_and_values(new_tokens: int, cross: str) -> None:
+    """In float32 on a CPU with oneDNN, where projecting them takes longer than they would save."""
+    pair = make_pair()
+    options = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens}  # behind two of the prompt
+    outputs = [model.generate(mel_features(1), **options) for model in pair]
+    assert_same(outputs[1], outputs[0])
+    if served():
+        assert pair.flash.attention_backend["cross"] == f"matmul over {cross}"

@@ -23,7 +23,8 @@ otherwise. Weights are `(out, in)` as in `torch.nn.Linear`; M is the number of r
 
 *Rows* is PyTorch's own layout; *columns* is the weight stored transposed, which `layout.py` does for those weights of
 the decoder that multiply faster so (`prefers_columns`). One row times the vocabulary, and one query's weights times the
-values of the cross-attention, are sums of weighted rows (`weighted_rows.py`).
+values of the cross-attention, are sums of weighted rows, in bfloat16 one row times every weight of the decoder and one
+query times the keys too (`weighted_rows.py`).
 
 | encoder self-attention, 6 heads of 64, 1500 frames | SDPA | matmul per head, 500 queries at a time |
 |---|---|---|
@@ -140,7 +141,8 @@ def _is_whole(weight: Tensor) -> bool:
 def prefers_columns(weight: Tensor) -> bool:
     """Whether a decoder weight `(out, in)` multiplies faster stored transposed.
 
-    On a CPU, where it is small and does not narrow. Microseconds, rows / columns, M rows multiplied:
+    On a CPU, where it is small and does not narrow; the figures in bfloat16 are for several rows, and for one where
+    `weighted_rows` does not serve. Microseconds, rows / columns, M rows multiplied:
 
     | | M 1 | 4 | 16 |
     |---|---|---|---|

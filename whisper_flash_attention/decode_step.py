@@ -58,15 +58,14 @@ def project_cross(weights: DecoderWeights, cross_buffer: CrossBuffer, states: Te
         states: `(audios, frames, d)`, the encoder's output for some of the audios.
         first: The row of the first of them.
     """
-    audios, frames, _ = states.shape
-    rows = slice(first, first + audios)
+    rows = slice(first, first + states.shape[0])
     for layer, keys_t, values in zip(weights.layers, *cross_buffer, strict=True):
-        keys, by_frame = (
-            kernels.linear(states, part.weight, part.bias).view(audios, frames, weights.heads, -1)
-            for part in (layer.cross_k, layer.cross_v)
-        )
-        keys_t[rows] = keys.permute(0, 2, 3, 1)
-        values[rows] = by_frame.transpose(1, 2)
+        # One after the other, so that only one is there twice.
+        for part, target in (
+            (layer.cross_k, keys_t[rows].permute(0, 3, 1, 2)),
+            (layer.cross_v, values[rows].transpose(1, 2)),
+        ):
+            target.copy_(kernels.linear(states, part.weight, part.bias).view(target.shape))
 
 
 def run_decoder(

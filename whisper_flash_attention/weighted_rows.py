@@ -95,6 +95,13 @@ def sum_rows(table: Tensor, bags: Bags, weights: Tensor) -> Tensor:
     return torch._embedding_bag_forward_only(table, bags.indices, bags.offsets, per_sample_weights=weights)[0]
 
 
+@functools.lru_cache(maxsize=16)  # the same for every layer
+def _bags_across(rows: int, sums: int) -> Bags:
+    """The bags of a matrix of so many rows, each cut into so many parts."""
+    indices = torch.arange(rows * sums, dtype=torch.int32).view(rows, sums).t().reshape(-1)
+    return Bags(indices, torch.arange(0, rows * sums, rows, dtype=torch.int32))
+
+
 class RowProduct(NamedTuple):
     """A matrix `(rows, columns)` that one row is multiplied by, its columns cut into sums that cores share.
 
@@ -121,9 +128,8 @@ class RowProduct(NamedTuple):
         sums = next((count for count in range(most, 1, -1) if columns % count == 0), None)
         if sums is None:
             return None
-        indices = torch.arange(rows * sums, dtype=torch.int32).view(rows, sums).t().reshape(-1)
-        bags = Bags(indices, torch.arange(0, rows * sums, rows, dtype=torch.int32))
-        return cls(matrix.view(rows * sums, -1), bags, matrix.new_ones(1, 1) if with_bias else None)
+        one = matrix.new_ones(1, 1) if with_bias else None
+        return cls(matrix.view(rows * sums, -1), _bags_across(rows, sums), one)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Multiply a row `(1, rows)`, or `(1, rows - 1)` before a bias, to `(1, columns)`."""

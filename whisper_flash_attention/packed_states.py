@@ -20,6 +20,8 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
+from . import kernels
+
 
 class PackedStates(NamedTuple):
     """The encoder states of one audio, twice, as oneDNN orders them: opaque to everything but `attend`.
@@ -47,10 +49,8 @@ class PackedStates(NamedTuple):
         Returns:
             `(n, d)`.
         """
-        product = torch.ops.mkldnn._linear_pointwise
-        weights = torch.softmax(product(queries, self.frames, None, "none", [], "none"), dim=-1)
-        mixed: Tensor = product(weights, self.features, None, "none", [], "none")
-        return mixed
+        weights = torch.softmax(kernels.onednn_linear(queries, self.frames, None), dim=-1)
+        return kernels.onednn_linear(weights, self.features, None)
 
 
 States = Tensor | tuple[PackedStates, ...]

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from perf_tests.plan import BadInputError
-from perf_tests.schema import OUTCOMES, PERF_CASES, SCHEMA_VERSION, validate
+from perf_tests.schema import OUTCOMES, PERF_CASES, SCHEMA_VERSION
+from perf_tests.validation import validate
 
 from .records import Record, Unreadable, read_record
 from .text import clean, count_of

@@ -9,7 +9,7 @@ import pytest
 
 from perf_tests.ab.process import Job
 from perf_tests.package import PACKAGE
-from perf_tests.schema import validate_run
+from perf_tests.validation import validate_run
 from tests.regression.make_runs import FLASH, add_yardstick, info_of, set_outcome, slow_down
 
 from .conftest import Lab, Outcome, Repository, commit

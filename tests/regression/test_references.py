@@ -11,7 +11,8 @@ from perf_tests.cases import Case
 from perf_tests.plan import BadInputError
 from perf_tests.regression import merge, promote
 from perf_tests.regression.references import locate, saved_runs
-from perf_tests.schema import PERF_CASES, validate
+from perf_tests.schema import PERF_CASES
+from perf_tests.validation import validate
 
 from .conftest import Outcome
 from .make_runs import CELL, FLASH, ORIGINAL, add_yardstick, info_of, make_plain, make_run, save, set_outcome

@@ -7,8 +7,8 @@ import torch
 from perf_tests import schema
 from perf_tests.measure.memory import measure_round
 from perf_tests.parity import ParityError, Reference, check_parity, make_reference, read_outputs
-from perf_tests.schema import validate
 from perf_tests.subject import Stage, Subject
+from perf_tests.validation import validate
 
 MakeStage = Callable[[torch.dtype], Stage]
 PARITY = next(field for field in schema.EXTRA_INFO if field.name == "parity")

@@ -7,7 +7,7 @@ import pytest
 from perf_tests.journal import Entry, Journal
 from perf_tests.past import Past, choose, read_journal, read_journals
 from perf_tests.plan import BadInputError
-from perf_tests.schema import validate_run
+from perf_tests.validation import validate_run
 
 from .runs import read_run
 from .test_breakage import EAGER, FLASH, ORIGINAL, outcomes, run_broken

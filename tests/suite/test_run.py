@@ -14,7 +14,7 @@ from huggingface_hub import try_to_load_from_cache
 
 from perf_tests import schema
 from perf_tests.journal import NOT_RUN
-from perf_tests.schema import validate_run
+from perf_tests.validation import validate_run
 
 from .runs import ROOT, read_run, run, run_suite
 

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from perf_tests import schema
-from perf_tests.schema import Field, validate, validate_run
+from perf_tests.schema import Field
+from perf_tests.validation import validate, validate_run
 
 SAMPLES = {
     "string": "text",

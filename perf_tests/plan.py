@@ -56,13 +56,14 @@ class Probes(NamedTuple):
 class Aim(NamedTuple):
     """What the number of rounds of a flash case is chosen for.
 
-    ``least`` rounds are taken in any case; more until the speed-up's 95 % interval is within ``± precision`` (relative)
-    or ``budget_seconds`` are spent on timing.
+    ``least`` rounds are taken in any case; more until they are ``enough`` and the speed-up's 95 % interval is within
+    ``± precision`` (relative), or ``budget_seconds`` are spent on timing.
     """
 
     least: int
     precision: float
     budget_seconds: float
+    enough: int = 1
 
 
 class Plan(NamedTuple):
@@ -100,18 +101,19 @@ class Plan(NamedTuple):
         if self.rounds is not None:
             return None
         least = self.rounds_of(setting)
-        if setting not in works.WORKS:
-            least = max(least, cases.PRESETS[self.preset].least_pairs)
-        return Aim(least, self.precision, self.case_budget)
+        if setting in works.WORKS:
+            return Aim(least, self.precision, self.case_budget)
+        preset = cases.PRESETS[self.preset]
+        return Aim(max(least, preset.least_pairs), self.precision, self.case_budget, preset.enough_pairs)
 
     def counts_hollow(self, setting: str) -> bool:
         """Whether rounds of ``setting`` are counted without arithmetic: ``generate``'s on a CPU, where that is long."""
         return not self.on_cuda and setting in cases.SETTINGS
 
     def uses_yardstick(self, setting: str) -> bool:
-        """Whether the yardstick is read around flash rounds of ``setting``: ``generate``'s on a CPU.
+        """Whether the yardstick is read beside flash rounds of ``setting``: ``generate``'s on a CPU.
 
-        A component's rounds may be shorter than it, and a GPU has a memory of its own.
+        A component does a part of its work only, and a GPU has a memory of its own.
         """
         return not self.on_cuda and setting in cases.SETTINGS
 

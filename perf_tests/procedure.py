@@ -14,6 +14,7 @@ from .audio import SYNTHETIC_VERSION, Speech
 from .cases import CHECKPOINTS, WINDOW_SECONDS, Case, Cell
 from .floors import Floor
 from .intervals import estimate_speedup
+from .measure.allocator import settle_allocator
 from .measure.counters import Counters, count_round
 from .measure.device import StateWatch
 from .measure.hollow import count_hollow_round, warm_up_without_products
@@ -21,7 +22,7 @@ from .measure.memory import measure_round
 from .measure.profile import profile_round
 from .measure.rounds import choose_rounds
 from .measure.time import Benchmark, time_rounds
-from .measure.yardstick import Yardstick, make_record
+from .measure.yardstick import Yardstick, is_available, make_record
 from .models import SEED, WEIGHTS_VERSION, ZEROS, Weights
 from .parity import Reference, check_parity, make_reference, read_outputs
 from .plan import Plan
@@ -126,8 +127,11 @@ class Procedure:
         control: Callable[[], None] | None,
     ) -> dict[str, Any]:
         """The timed pass; returns what it adds to the record."""
+        yardstick = None
+        if control is not None and self.plan.uses_yardstick(case.setting) and is_available():
+            yardstick = Yardstick(case.cell).measure
         gc.collect()
-        yardstick = Yardstick().measure if control is not None and self.plan.uses_yardstick(case.setting) else None
+        settle_allocator()
         rounds, aim = self.plan.rounds_of(case.setting), self.plan.aim_of(case.setting)
         warm_ups = 1
         if control is not None and aim is not None and not benchmark.disabled:

@@ -42,10 +42,10 @@ _YARDSTICK = (
         "rounds_seconds",
         "object",
         "s",
-        "the mean of its time right before and right after each round, paired with stats.data",
+        "its time beside each round, paired with stats.data",
         fields=(
-            Field("products", "numbers", None, "seconds of matrix products"),
-            Field("rows", "numbers", None, "seconds of sums of weighted rows, which read memory"),
+            Field("encoder", "numbers", None, "seconds of its encoder"),
+            Field("decoding", "numbers", None, "seconds of its decoding"),
         ),
     ),
 )
@@ -172,7 +172,7 @@ EXTRA_INFO = (
         "yardstick",
         "object",
         None,
-        "fixed work around each round; test_generate's flash on a CPU only",
+        "a Whisper of fixed code beside each round; test_generate's flash on a CPU only",
         nullable=True,
         fields=_YARDSTICK,
     ),

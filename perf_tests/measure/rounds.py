@@ -24,7 +24,7 @@ SPREAD_CONFIDENCE = 0.8
 
 
 class Pilot(NamedTuple):
-    """The pilot's pairs, in seconds, and what the yardstick takes around each.
+    """The pilot's pairs, in seconds, and what the yardstick takes beside each.
 
     The first pair warms up: it tells what a pair takes, and nothing of the spread.
     """
@@ -49,16 +49,11 @@ def choose_rounds(
 ) -> int:
     """Run a pilot and choose the number of rounds; the pilot ends early where the budget allows no choice."""
     pilot = Pilot([], [], [])
-
-    def read_yardstick() -> None:
-        if yardstick is not None:
-            pilot.yardstick_seconds.append(math.fsum(yardstick()))
-
     while len(pilot.seconds) <= PILOT_PAIRS:
         pilot.control_seconds.append(seconds_of(control))
-        read_yardstick()
+        if yardstick is not None:
+            pilot.yardstick_seconds.append(math.fsum(yardstick()))
         pilot.seconds.append(seconds_of(run))
-        read_yardstick()
         if pilot.pair_seconds * aim.least >= aim.budget_seconds:
             return aim.least
         if pilot.spent >= PILOT_SHARE * aim.budget_seconds:
@@ -69,7 +64,7 @@ def choose_rounds(
 def rounds_for(pilot: Pilot, aim: Aim) -> int:
     """The number of rounds that ``pilot`` tells: what ``aim`` needs and can afford."""
     affordable = int((aim.budget_seconds - pilot.spent) / pilot.pair_seconds)
-    return int(max(aim.least, min(affordable, _needed(pilot, aim.precision))))
+    return int(max(aim.least, min(affordable, max(aim.enough, _needed(pilot, aim.precision)))))
 
 
 def _needed(pilot: Pilot, precision: float) -> float:

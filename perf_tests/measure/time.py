@@ -32,11 +32,11 @@ class Benchmark(Protocol):
 class Beside(NamedTuple):
     """What was timed beside the rounds, in the order of ``stats.data``; empty where it was not asked for.
 
-    ``control_seconds`` has a control round for each; ``readings`` the yardstick's, right before and right after it.
+    ``control_seconds`` has a control round for each, ``readings`` one of the yardstick's.
     """
 
     control_seconds: list[float]
-    readings: list[tuple[Reading, Reading]]
+    readings: list[Reading]
 
 
 def time_rounds(
@@ -53,8 +53,8 @@ def time_rounds(
     """Time ``run`` for ``rounds`` rounds after ``warm_ups`` more; the rounds are left in ``benchmark.stats``.
 
     ``run`` and ``control`` return when the device is done, so both ends of a round are synchronised. The control runs
-    before each round, or after it with ``control_after``; between the two and on the round's other side ``yardstick``.
-    ``between`` is told how many rounds are done, before each pair and outside of what is timed.
+    before each round, or after it with ``control_after``; ``yardstick`` is read between the two. ``between`` is told
+    how many rounds are done, before each pair and outside of what is timed.
     """
     control_seconds: list[float] = []
     readings: list[Reading] = []
@@ -74,17 +74,16 @@ def time_rounds(
         calls += 1
         if not control_after:
             time_control()
-        read_yardstick()
+            read_yardstick()
 
     def follow() -> None:
-        read_yardstick()
         if control_after:
+            read_yardstick()
             time_control()
 
     benchmark.pedantic(run, setup=prepare, teardown=follow, rounds=rounds, warmup_rounds=warm_ups)
     # The warm-ups' calls come first, and are not kept. (A disabled benchmark calls setup once.)
-    around = [*zip(readings[::2], readings[1::2], strict=False)]
-    return Beside(control_seconds[-rounds:], around[-rounds:])
+    return Beside(control_seconds[-rounds:], readings[-rounds:])
 
 
 def seconds_of(run: Callable[[], None]) -> float:

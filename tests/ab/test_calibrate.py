@@ -99,7 +99,7 @@ def test_the_yardstick_counts_where_all_runs_have_it(
         memory = 1.06 if seed % 2 else 1.0
         slow_down(run, memory)
         if seed <= with_yardstick:
-            add_yardstick(run, rows=memory**3)
+            add_yardstick(run, as_slow_as=memory)
         paths.append(save(run, tmp_path / f"{seed}.json"))
     assert say("--from", *paths)[0] == 0
     entry = stored(make_run())[FLASH]

@@ -69,7 +69,7 @@ def test_both_runs_are_saved_whole(ab: Ab, lab: Lab, repository: Repository) -> 
 
 def test_yardsticks_are_pooled_and_count(ab: Ab, lab: Lab, repository: Repository) -> None:
     def slower_memory(run: dict[str, Any], job: Job) -> None:
-        add_yardstick(run, rows=1.05**3 if job.tree.name == "head" else 1.0)
+        add_yardstick(run, as_slow_as=1.05 if job.tree.name == "head" else 1.0)
 
     lab.factors = {"head": 1.05}
     lab.spoil = slower_memory
@@ -89,7 +89,7 @@ def test_a_process_without_the_others_yardstick_leaves_the_control(
         if len(lab.jobs) == 1 and version is None:
             del info_of(run)["yardstick"]
         else:
-            add_yardstick(run, rows=5.0 / len(lab.jobs), version=version if version and len(lab.jobs) == 1 else 1)
+            add_yardstick(run, as_slow_as=5.0 / len(lab.jobs), version=version if version and len(lab.jobs) == 1 else 1)
 
     lab.spoil = spoil
     outcome = ab("--processes", "4")

@@ -9,6 +9,7 @@ from typing import Any
 
 from perf_tests import cases
 from perf_tests.cases import Case
+from perf_tests.regression.statistics import CONTROL_WEIGHT
 from perf_tests.schema import TIMED_ONLY
 
 MACHINE = {
@@ -179,11 +180,12 @@ def slow_down(run: dict[str, Any], factor: float, name: str = FLASH) -> None:
     stats["data"] = [seconds * factor for seconds in stats["data"]]
 
 
-def add_yardstick(run: dict[str, Any], *, rows: float = 1.0, version: int = 1, name: str = FLASH) -> None:
-    """Give a case's rounds a yardstick as steady as its control; `rows` slows the part that reads memory."""
+def add_yardstick(run: dict[str, Any], *, as_slow_as: float = 1.0, version: int = 1, name: str = FLASH) -> None:
+    """Give a case's rounds a yardstick as steady as its control, slowed so that it makes up for a slower flash."""
     info = info_of(run, name)
     control = info["control"]["rounds_seconds"]
-    parts = {"products": [0.06 * s for s in control], "rows": [0.05 * rows * s for s in control]}
+    factor = as_slow_as ** (1 / (1 - CONTROL_WEIGHT))
+    parts = {"encoder": [0.3 * factor * s for s in control], "decoding": [0.25 * factor * s for s in control]}
     info["yardstick"] = {"version": version, "rounds_seconds": parts}
 
 

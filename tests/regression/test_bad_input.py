@@ -173,7 +173,7 @@ def test_a_time_that_is_none(where: str, seconds: object, compare: Compare, base
     places = {
         "rounds": bench_of(head, FLASH)["stats"]["data"],
         "control": info_of(head)["control"]["rounds_seconds"],
-        "yardstick": info_of(head)["yardstick"]["rounds_seconds"]["rows"],
+        "yardstick": info_of(head)["yardstick"]["rounds_seconds"]["decoding"],
     }
     places[where][3] = seconds
     refused(compare(base, head), "a round", FLASH)
@@ -192,8 +192,8 @@ def test_rounds_that_are_not_there_or_do_not_pair(compare: Compare, base: Run, h
     refused(compare(base, head), "19 control rounds cannot pair with 20")
     control.append(0.4)
     add_yardstick(head)
-    info_of(head)["yardstick"]["rounds_seconds"]["rows"].pop()
-    refused(compare(base, head), "19 yardstick rows rounds cannot pair with 20")
+    info_of(head)["yardstick"]["rounds_seconds"]["decoding"].pop()
+    refused(compare(base, head), "19 yardstick decoding rounds cannot pair with 20")
     del bench_of(head, FLASH)["stats"]["data"]
     refused(compare(base, head), "no raw rounds")
 
@@ -214,9 +214,9 @@ def test_rounds_that_are_not_there_or_do_not_pair(compare: Compare, base: Run, h
         ("yardstick", {}),
         ("yardstick", {"version": 1, "rounds_seconds": {}}),
         ("yardstick", {"version": 1, "rounds_seconds": [0.02] * 20}),
-        ("yardstick", {"version": 1, "rounds_seconds": {"rows": 0.02}}),
-        ("yardstick", {"version": "1", "rounds_seconds": {"rows": [0.02] * 20}}),
-        ("yardstick", {"version": None, "rounds_seconds": {"rows": [0.02] * 20}}),
+        ("yardstick", {"version": 1, "rounds_seconds": {"decoding": 0.02}}),
+        ("yardstick", {"version": "1", "rounds_seconds": {"decoding": [0.02] * 20}}),
+        ("yardstick", {"version": None, "rounds_seconds": {"decoding": [0.02] * 20}}),
         ("case_definition", None),
         ("fraction_of_limit", "half"),
         ("device_state", {"foreign_cpu_cores": "few"}),

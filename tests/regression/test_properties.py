@@ -53,7 +53,7 @@ def runs(draw: st.DrawFn) -> dict[str, Any]:
         info["device_state"]["foreign_cpu_cores"] = draw(st.sampled_from([0.0, 0.1, 5.0, None]))
         slow_down(run, draw(st.sampled_from([1.0, 1.0, 1.05, 0.8, 1e6])), name)
         if info["control"] is not None and (version := draw(st.sampled_from([None, 1, 1, 2]))) is not None:
-            add_yardstick(run, rows=draw(st.sampled_from([1.0, 1.2, 1e6])), version=version, name=name)
+            add_yardstick(run, as_slow_as=draw(st.sampled_from([1.0, 1.2, 1e6])), version=version, name=name)
         match draw(states):
             case "absent":
                 remove(run, name)

@@ -5,10 +5,19 @@ from statistics import stdev
 
 import numpy as np
 import pytest
+from scipy.stats import t
 
 from perf_tests.regression.judging import time_verdict
 from perf_tests.regression.patterns import matches
-from perf_tests.regression.statistics import Change, Rounds, Yardstick, corrected_change, separable, uncorrected_change
+from perf_tests.regression.statistics import (
+    CONTROL_WEIGHT,
+    Change,
+    Rounds,
+    Yardstick,
+    corrected_change,
+    separable,
+    uncorrected_change,
+)
 from perf_tests.regression.verdicts import Verdict
 
 
@@ -29,14 +38,14 @@ def test_the_change_is_that_of_flash_with_the_drift_taken_out() -> None:
 def with_yardstick(
     seed: int, *, flash: float = 0.2, memory: float = 1.0, drift: float = 1.0, version: int = 1, parts: int = 1
 ) -> Rounds:
-    """Rounds on a machine whose memory is slower by `memory`: so are rows, and flash by its third power's root."""
-    run = rounds(seed, flash=flash * memory ** (1 / 3), spread=0.005, drift=drift)
+    """Rounds on a machine whose memory is slower by `memory`: so is the yardstick, flash by less, no control."""
+    run = rounds(seed, flash=flash * memory ** (1 - CONTROL_WEIGHT), spread=0.005, drift=drift)
     rng = np.random.default_rng(seed + 500)
 
     def beside(seconds: float) -> list[float]:
         return [seconds * slow / 0.4 * math.exp(rng.normal(0, 0.005)) for slow in run.control_seconds]
 
-    yardstick = Yardstick(version, {"products": beside(0.024), "rows": beside(0.02 * memory)})
+    yardstick = Yardstick(version, {"encoder": beside(0.1 * memory), "decoding": beside(0.12 * memory)})
     return run._replace(yardstick=yardstick, process_rounds=[len(run.seconds) // parts] * parts if parts > 1 else ())
 
 
@@ -45,7 +54,7 @@ def test_a_memory_that_drifts_apart_from_the_clocks_is_no_change(parts: int) -> 
     base, head = with_yardstick(1, parts=parts), with_yardstick(2, memory=1.2, parts=parts)
     assert corrected_change(base, head).change == pytest.approx(0, abs=0.006)
     alone = corrected_change(base._replace(yardstick=None), head._replace(yardstick=None))
-    assert alone.change == pytest.approx(1.2 ** (1 / 3) - 1, abs=0.006)
+    assert alone.change == pytest.approx(1.2 ** (1 - CONTROL_WEIGHT) - 1, abs=0.006)
 
 
 def test_with_the_yardstick_too_what_slows_everything_cancels() -> None:
@@ -163,7 +172,7 @@ def test_of_several_processes_the_process_is_the_unit() -> None:
     base, head = processes([0.50, 0.52, 0.51, 0.49]), processes([0.45, 0.47, 0.46, 0.44])
     change = corrected_change(base, head)
     assert change.change == pytest.approx(math.expm1(0.05))
-    assert change.low == pytest.approx(change.high)  # every pair of processes says the same
+    assert change.low < 0.03 < change.high  # so much do the processes of a side differ
 
 
 def test_more_rounds_of_the_same_processes_tell_no_more() -> None:
@@ -172,16 +181,29 @@ def test_more_rounds_of_the_same_processes_tell_no_more() -> None:
     assert many == pytest.approx(few)
 
 
-def test_processes_that_vary_widen_the_interval() -> None:
-    base = processes([0.50, 0.52, 0.51, 0.49])
-    change = corrected_change(base, processes([0.43, 0.49, 0.48, 0.42]))
-    differences = [0.07, 0.03, 0.03, 0.07]
-    half = stdev(differences) / 2 * 3.182446  # Student's quantile of 97.5 % for 3 degrees of freedom
+def test_the_interval_between_processes_is_welchs() -> None:
+    base, head = [0.50, 0.52, 0.51, 0.49], [0.43, 0.49, 0.48, 0.42]
+    change = corrected_change(processes(base), processes(head))
+    variances = [stdev(side) ** 2 / 4 for side in (base, head)]
+    freedom = sum(variances) ** 2 / sum(variance**2 / 3 for variance in variances)
+    half = math.sqrt(sum(variances)) * float(t.ppf(0.975, freedom))
+    assert change.change == pytest.approx(math.expm1(0.05))
     assert change.low == pytest.approx(math.expm1(0.05 - half))
     assert change.high == pytest.approx(math.expm1(0.05 + half))
 
 
-def test_unlike_numbers_of_processes_are_compared_unpaired() -> None:
+def test_processes_that_all_say_the_same_leave_no_interval() -> None:
+    change = corrected_change(processes([0.50, 0.50]), processes([0.45, 0.45]))
+    assert change == pytest.approx((math.expm1(0.05),) * 3)
+
+
+def test_unlike_numbers_of_processes_are_compared() -> None:
     change = corrected_change(processes([0.50, 0.52, 0.51]), processes([0.45, 0.47, 0.46, 0.44]))
     assert change.low < change.change < change.high
     assert change.change == pytest.approx(math.expm1(0.51 - 0.455))
+
+
+def test_one_wild_pair_does_not_move_its_process() -> None:
+    base, head = processes([0.50, 0.52], pairs=9), processes([0.45, 0.47], pairs=9)
+    disturbed = head._replace(seconds=[9.0, *head.seconds[1:]])
+    assert corrected_change(base, disturbed) == pytest.approx(corrected_change(base, head))

@@ -46,7 +46,7 @@ def test_what_is_asked_for_wins() -> None:
 def test_rounds_are_chosen_for_a_precision_unless_they_are_fixed() -> None:
     quick, preset = make_plan(Options(), CPU), PRESETS["quick"]
     assert quick.rounds_of("single") < preset.least_pairs
-    assert quick.aim_of("single") == Aim(preset.least_pairs, 0.015, preset.case_budget_seconds)
+    assert quick.aim_of("single") == Aim(preset.least_pairs, 0.015, preset.case_budget_seconds, preset.enough_pairs)
     typed = make_plan(Options(precision="0.5%", case_budget="7"), GPU)
     assert typed.aim_of("batched") == Aim(10, 0.005, 7)
     assert make_plan(Options(rounds="3"), CPU).aim_of("single") is None

@@ -22,6 +22,7 @@ def make_pilot(spread: float, pairs: int = 8, seconds: float = 0.1) -> Pilot:
 
 def test_calm_pairs_need_no_more_than_the_least() -> None:
     assert rounds_for(make_pilot(0.001), Aim(10, 0.015, 1000)) == 10
+    assert rounds_for(make_pilot(0.001), Aim(10, 0.015, 1000, enough=30)) == 30
 
 
 def test_twice_the_spread_needs_four_times_the_rounds() -> None:
@@ -40,6 +41,7 @@ def test_the_budget_bounds_the_rounds_and_counts_the_pilot() -> None:
     budget = pilot.spent + 20.5 * pilot.pair_seconds
     assert rounds_for(pilot, Aim(10, 0.015, budget)) == 20
     assert rounds_for(pilot, Aim(100, 0.015, budget)) == 100  # the least is taken in any case
+    assert rounds_for(pilot, Aim(10, 0.015, budget, enough=30)) == 20
 
 
 @pytest.mark.parametrize("pairs", [1, 2])
@@ -111,7 +113,7 @@ def test_the_pilot_is_cut_at_a_tenth_of_the_budget() -> None:
 def test_the_budget_holds_with_the_yardstick() -> None:
     control = itertools.cycle([0.01, 0.012])
     count = choose_rounds(calls(0.01), lambda: next(control), Aim(2, 1e-9, 10), lambda: Reading(0.03, 0.01))
-    pair = 0.011 + 0.01 + 2 * (0.03 + 0.01)
+    pair = 0.011 + 0.01 + 0.03 + 0.01
     assert count + 1 + rounds.PILOT_PAIRS == pytest.approx(10 / pair, abs=1)
 
 

@@ -14,6 +14,7 @@ from huggingface_hub import try_to_load_from_cache
 
 from perf_tests import schema
 from perf_tests.journal import NOT_RUN
+from perf_tests.measure.yardstick import VERSION
 from perf_tests.validation import validate_run
 
 from .runs import ROOT, read_run, run, run_suite
@@ -104,7 +105,7 @@ def test_flash_alone_has_a_control(saved: dict[str, Any]) -> None:
 def test_flash_alone_has_a_yardstick(saved: dict[str, Any]) -> None:
     original, eager, flash = (bench["extra_info"]["yardstick"] for bench in saved["benchmarks"])
     assert original is eager is None
-    assert flash["version"] == 1
+    assert flash["version"] == VERSION
     for seconds in flash["rounds_seconds"].values():
         assert len(seconds) == 3
         assert min(seconds) > 0

@@ -117,10 +117,10 @@ def test_an_integer_is_no_boolean_and_no_fraction() -> None:
 
 def test_rounds_must_pair(run: dict[str, Any]) -> None:
     run["benchmarks"][0]["extra_info"]["control"]["rounds_seconds"] = [1.0]
-    run["benchmarks"][0]["extra_info"]["yardstick"]["rounds_seconds"]["rows"] = [1.0, 2.0, 3.0]
-    control, rows = validate_run(run)
+    run["benchmarks"][0]["extra_info"]["yardstick"]["rounds_seconds"]["decoding"] = [1.0, 2.0, 3.0]
+    control, decoding = validate_run(run)
     assert control.endswith("control has 1 rounds for 2")
-    assert rows.endswith("yardstick.rows has 3 rounds for 2")
+    assert decoding.endswith("yardstick.decoding has 3 rounds for 2")
 
 
 def test_raw_rounds_must_be_there(run: dict[str, Any]) -> None:

@@ -57,8 +57,8 @@ class Kind(NamedTuple):
 BANKED: Mapping[str, Kind] = {
     "unchanged": Kind(30),
     "slower-5": Kind(20, delay=0.05),
-    "short": Kind(16, short=True),
-    "short-slower-3": Kind(16, delay=0.03, short=True),
+    "short": Kind(20, short=True),
+    "short-slower-3": Kind(20, delay=0.03, short=True),
     "busy": Kind(6, busy=True),
 }
 # Sessions of `ab --budget 5` have so many blocks here: two processes of 11 s and the budget of a case each.

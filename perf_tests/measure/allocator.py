@@ -6,7 +6,7 @@ _MIB = 1024 * 1024
 
 
 def settle_allocator() -> None:
-    """Have freed memory stay with the process, so that rounds take no page faults.
+    """Have freed blocks of up to 32 MiB stay with the process, so that rounds take no page faults for them.
 
     glibc gives the top of its heap back once so much of it is free, and maps what is larger than a threshold anew at
     each call; both follow the largest mapped block that was freed so far, up to 32 MiB (mallopt(3), M_MMAP_THRESHOLD

@@ -13,8 +13,8 @@ up to 1, so what slows everything alike still cancels, and a slower flash moves 
 Where several processes measured each run (``ab``), the unit is the process: what is particular to one, where its memory
 lies, say, moves all of its pairs. Of each counts the 20 % trimmed mean of its pairs (Tukey and McLaughlin, 1963), which
 varies less from few pairs than the median does, and the change is between the means over the processes, with Welch's
-interval. Not paired by block: with the machine's drift out of them, two processes of a block have no more in common
-than others, and pairing would leave half of the degrees of freedom.
+interval. Not paired by block: what two processes of a block share, the machine's drift, is corrected already, and
+pairing would leave half of the degrees of freedom.
 
 Nothing that scipy or numpy is needed for is imported before it is.
 """

@@ -23,9 +23,9 @@ from torch import Tensor
 from .decode_step import run_decoder
 from .decoder import Padding
 from .kv_cache import CacheShape, CrossBuffer, WhisperKVCache
-from .layout import DecoderWeights
 from .logits import Suppression
 from .timestamps import TimestampRules, TimestampState
+from .weights import DecoderWeights
 
 CHECK_EVERY = 16
 """Tokens between two looks at the flags of the finished sequences: a look stalls the device for about one step, and
@@ -93,6 +93,8 @@ class GreedySession:
             every use of the session.
 
     Attributes:
+        weights: The decoder. Another one of the same places may be put there.
+        places: Where its numbers lie, which graphs hold.
         captures: As above; False from the first step on that could not be captured.
         cache: Keys and values, filled by the caller up to the prompt.
         states: `(batch, frames, d)`, the encoder states, filled by the caller; None where cross keys and values are
@@ -117,7 +119,7 @@ class GreedySession:
     ) -> None:
         table = weights.token_embedding
         device, dtype = table.device, table.dtype
-        self.weights, self.captures = weights, captures
+        self.weights, self.places, self.captures = weights, weights.places(), captures
         cross_buffer = CrossBuffer.empty(shape, dtype, device) if stores_cross else None
         self.cache = WhisperKVCache(shape, dtype, device, cross_buffer)
         self.states = (
@@ -133,7 +135,7 @@ class GreedySession:
         self._tokens = torch.zeros(shape.batch, dtype=torch.long, device=device)
         self._position = torch.zeros(1, dtype=torch.long, device=device)
         self._unfinished = torch.ones(shape.batch, dtype=torch.bool, device=device)
-        self._forbidden = torch.zeros(weights.vocabulary.weight.shape[0], device=device)
+        self._forbidden = torch.zeros(weights.vocabulary.weight.shape[0], dtype=torch.bool, device=device)
         self._stamps = TimestampState(
             torch.zeros_like(self._unfinished), torch.zeros_like(self._unfinished), torch.zeros_like(self._tokens)
         )
@@ -141,7 +143,6 @@ class GreedySession:
 
     def serves(
         self,
-        weights: DecoderWeights,
         shape: CacheShape,
         eos: Tensor | None,
         pad: Tensor | None,
@@ -150,10 +151,9 @@ class GreedySession:
         stores_cross: bool,
         hides: bool,
     ) -> bool:
-        """Whether a call with these can use the session: same memory, same shape, same end, same rules."""
+        """Whether a call with these, to weights of the same places, can use the session: same shape, end and rules."""
         return (
-            weights is self.weights
-            and shape == self.cache.shape
+            shape == self.cache.shape
             and stores_cross == (self.states is None)
             and hides == (self._padding is not None)
             and _same_tokens(eos, self.eos)
@@ -208,15 +208,15 @@ class GreedySession:
         Returns:
             The number of tokens that `ids` holds for the longest sequence.
         """
-        start, vector = length, None
+        start, mask = length, None
         if suppression is None:
             self._forbidden.zero_()
         while length < max_length:
             if self.eos is not None and (length - start) % CHECK_EVERY == 0 and not bool(self._unfinished.any()):
                 break
-            if suppression is not None and suppression.vector(length) is not vector:
-                vector = suppression.vector(length)
-                self._forbidden.copy_(vector)
+            if suppression is not None and suppression.mask(length) is not mask:
+                mask = suppression.mask(length)
+                self._forbidden.copy_(mask)
             self._advance(min(-(-length // SPAN_STEP) * SPAN_STEP, self.cache.shape.capacity))
             length += 1
         return self._trimmed(start, length)
@@ -230,9 +230,9 @@ class GreedySession:
             mask, places = mask + self._padding.hidden[..., :span], self._padding.shift + self._position
         mask.masked_fill_(unwritten, torch.finfo(mask.dtype).min)
         logits = run_decoder(self.weights, self.cache, self._tokens, self._position, span, mask, self.states, places)
-        scores = logits + self._forbidden
+        scores = logits.masked_fill_(self._forbidden, -torch.inf)
         if self.timestamps is not None:
-            scores = self.timestamps.apply(scores, self._stamps)
+            scores = self.timestamps.apply(scores.float(), self._stamps)
         tokens = scores.argmax(dim=-1)
         if self.eos is not None:
             if self.pad is not None:

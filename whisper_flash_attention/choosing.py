@@ -13,8 +13,8 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from .layout import DecoderWeights
 from .logits import ScoreProcessor
+from .weights import DecoderWeights
 
 
 @dataclass
@@ -116,16 +116,15 @@ class TokenChooser:
         Args:
             ids: `(batch, capacity)`, the first `length` columns written; gets the next.
             length: Tokens so far, prompt included.
-            logits: `(batch, vocabulary)`, in the model's dtype.
+            logits: `(batch, vocabulary)`, in the model's dtype; may be changed in place.
 
         Returns:
             `(batch,)` tokens.
         """
-        if self.keeps_logits or not self.processor.widens:
-            logits = logits.float()
+        scores = logits.float()
         if self.keeps_logits:
-            self.logits.append(logits)
-        scores = self.processor(ids, length, logits)
+            self.logits.append(scores.clone())
+        scores = self.processor(ids, length, scores)
         if self.keeps_scores:
             self.scores.append(scores)
         if self.samples:

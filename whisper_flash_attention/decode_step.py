@@ -7,7 +7,6 @@ what a GPU replays.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -15,38 +14,8 @@ from torch import Tensor
 
 from . import kernels, weighted_rows
 from .kv_cache import CrossBuffer, WhisperKVCache
-from .layout import DecoderWeights, LayerWeights, Norm, Projection
 from .packed_states import States
-
-
-class Products(NamedTuple):
-    """How the projections of a step are computed: what decides it is the same for all of them.
-
-    Attributes:
-        linear: `kernels.linear`'s, by the library that serves.
-        sums: Whether one row goes to `weighted_rows` where a projection is laid out for it.
-    """
-
-    linear: Callable[..., Tensor]
-    sums: bool
-
-    @classmethod
-    def for_rows(cls, hidden: Tensor) -> Self:
-        """Choose for hidden states `(rows, d)`."""
-        onednn = kernels.onednn_serves(hidden)
-        linear = kernels.onednn_linear if onednn else kernels.torch_linear
-        return cls(linear, onednn and hidden.shape[0] == 1 and weighted_rows.has_fbgemm())
-
-    def __call__(
-        self, x: Tensor, projection: Projection, *, gelu: bool = False, residual: Tensor | None = None
-    ) -> Tensor:
-        """Project `(rows, in)` to `(rows, out)`, as `kernels.linear` does."""
-        if projection.row_product is None or not self.sums:
-            return self.linear(x, projection.weight, projection.bias, gelu=gelu, residual=residual)
-        y = projection.row_product(x)
-        if gelu:
-            return F.gelu(y)
-        return y if residual is None else y.add_(residual)
+from .weights import DecoderWeights, LayerWeights, Norm
 
 
 def project_cross(weights: DecoderWeights, cross_buffer: CrossBuffer, states: Tensor, first: int) -> None:
@@ -65,7 +34,7 @@ def project_cross(weights: DecoderWeights, cross_buffer: CrossBuffer, states: Te
             (layer.cross_k, keys_t[rows].permute(0, 3, 1, 2)),
             (layer.cross_v, values[rows].transpose(1, 2)),
         ):
-            target.copy_(kernels.linear(states, part.weight, part.bias).view(target.shape))
+            target.copy_(kernels.linear(states, *part).view(target.shape))
 
 
 def run_decoder(
@@ -100,25 +69,24 @@ def run_decoder(
     hidden = hidden + (placed if new == 1 or places is not None else placed.repeat(batch, 1))
     keys = cache.self_keys[..., :span, :].unbind()
     values = cache.self_values[..., :span, :].unbind()
-    products = Products.for_rows(hidden)
+    linear = kernels.linear_for(hidden)
     for index, layer in enumerate(weights.layers):
-        query = _write_qkv(layer, cache.self_layers[index], hidden, positions, weights.heads, products)
+        query = _write_qkv(layer, cache.self_layers[index], hidden, positions, weights.heads, linear)
         context = kernels.attend(query, keys[index], values[index], query.shape[-1] ** -0.5, mask)
         if new > 1:
             context = context.transpose(1, 2)
-        hidden = products(context.reshape(hidden.shape), layer.self_out, residual=hidden)
-        query = products(_norm(hidden, layer.cross_norm), layer.cross_q).view(-1, weights.heads, query.shape[-1])
+        hidden = linear(context.reshape(hidden.shape), *layer.self_out, residual=hidden)
+        query = linear(_norm(hidden, layer.cross_norm), *layer.cross_q).view(-1, weights.heads, query.shape[-1])
         if states is None:
             context = _attend_to_stored(cache, index, query, audios)
         else:
             context = _attend_to_states(layer, query, states)
-        hidden = products(context.reshape(hidden.shape), layer.cross_out, residual=hidden)
-        expanded = products(_norm(hidden, layer.mlp_norm), layer.fc1, gelu=True)
-        hidden = products(expanded, layer.fc2, residual=hidden)
+        hidden = linear(context.reshape(hidden.shape), *layer.cross_out, residual=hidden)
+        expanded = linear(_norm(hidden, layer.mlp_norm), *layer.fc1, gelu=True)
+        hidden = linear(expanded, *layer.fc2, residual=hidden)
     if new > 1:
         hidden = hidden.view(batch, new, -1)[:, -1]
-        products = Products.for_rows(hidden)
-    return products(_norm(hidden, weights.norm), weights.vocabulary)
+    return linear(_norm(hidden, weights.norm), *weights.vocabulary)
 
 
 def causal_mask(queries: int, span: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
@@ -134,13 +102,21 @@ def _norm(hidden: Tensor, norm: Norm) -> Tensor:
 
 
 def _write_qkv(
-    layer: LayerWeights, buffer: Tensor, hidden: Tensor, positions: Tensor, heads: int, products: Products
+    layer: LayerWeights,
+    buffers: tuple[Tensor, Tensor],
+    hidden: Tensor,
+    positions: Tensor,
+    heads: int,
+    linear: Callable[..., Tensor],
 ) -> Tensor:
     """Project `(batch · new, d)`, write keys and values, return the queries `(batch, heads, new, head_dim)`."""
-    qkv = products(_norm(hidden, layer.self_norm), layer.qkv)
-    qkv = qkv.view(-1, positions.shape[0], 3, heads, buffer.shape[-1]).permute(2, 0, 3, 1, 4)
-    buffer.index_copy_(3, positions, qkv[1:])
-    return qkv[0]
+    normed, new, head_dim = _norm(hidden, layer.self_norm), positions.shape[0], hidden.shape[1] // heads
+    shape = (-1, heads, 1, head_dim) if new == 1 else (-1, new, heads, head_dim)
+    parts = [linear(normed, *part).view(shape) for part in layer.qkv]
+    query, *written = parts if new == 1 else (part.transpose(1, 2) for part in parts)
+    for buffer, part in zip(buffers, written, strict=True):
+        buffer.index_copy_(2, positions, part)
+    return query
 
 
 def _attend_to_stored(cache: WhisperKVCache, index: int, query: Tensor, audios: int) -> Tensor:

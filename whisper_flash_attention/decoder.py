@@ -8,8 +8,8 @@ from torch import Tensor
 
 from .decode_step import causal_mask, run_decoder
 from .kv_cache import WhisperKVCache
-from .layout import DecoderWeights
 from .packed_states import States
+from .weights import DecoderWeights
 
 
 class PaddedPrompt(NamedTuple):

@@ -20,7 +20,7 @@ from transformers import (
 )
 from transformers.generation import GenerateEncoderDecoderOutput, GenerationMode
 
-from . import kernels, layout
+from . import kernels
 from .beam_search import BeamSearch
 from .captured_decoding import hand_over
 from .choosing import Stopping, TokenChooser
@@ -30,6 +30,7 @@ from .flash_attention import ATTENTION_NAME
 from .generate_call import NotHandledError, call_of
 from .kv_cache import CacheShape, WhisperKVCache
 from .logits import ScoreProcessor
+from .weights import is_plain_decoder
 
 if TYPE_CHECKING:
     from .generation import FastGenerationMixin
@@ -62,7 +63,7 @@ def can_decode(model: "FastGenerationMixin", named: dict[str, Any]) -> bool:
     # Hooks must see the calls they would see; dropout, if only in one layer, must drop.
     if model.is_overridden or any(module.training or kernels.has_hooks(module) for module in model.modules()):
         return False
-    return layout.is_plain_decoder(model.model.decoder, model.proj_out)
+    return is_plain_decoder(model.model.decoder, model.proj_out)
 
 
 def cache_capacity(config: WhisperConfig, named: dict[str, Any]) -> int | None:
@@ -123,10 +124,10 @@ def decode(
         raise NotHandledError("max_length")
     weights = model.decoder_weights()
     shape = CacheShape(
-        layers=config.decoder_layers,
+        layers=len(weights.layers),
         batch=batch,
-        heads=config.decoder_attention_heads,
-        head_dim=config.d_model // config.decoder_attention_heads,
+        heads=weights.heads,
+        head_dim=config.d_model // weights.heads,
         capacity=stopping.max_length - 1,
         frames=config.max_source_positions,
         beams=generation_config.num_beams or 1,
@@ -146,7 +147,7 @@ def decode(
     captures = chooser.is_capturable(prompt) and not as_dict
     kind = {"stores_cross": stores_cross, "hides": padded is not None}
     call = call_of(model)
-    with model.greedy_session(shape, chooser, **kind, captures=captures) as session:
+    with model.greedy_session(weights, shape, chooser, **kind, captures=captures) as session:
         hand_over(call.states if call else None)
         cross_buffer, states = encode(*audio, session)
         if session is not None:

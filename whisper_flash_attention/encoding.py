@@ -11,8 +11,8 @@ from . import kernels
 from .decode_step import project_cross
 from .generate_call import NotHandledError, call_of
 from .kv_cache import CacheShape, CrossBuffer
-from .layout import DecoderWeights
 from .packed_states import PackedStates, States, pack
+from .weights import DecoderWeights
 
 if TYPE_CHECKING:
     from .captured_decoding import GreedySession

@@ -74,7 +74,7 @@ def _fused(
     scale: float,
 ) -> tuple[Tensor, str]:
     """Attention by the kernel that the tables of `kernels.py` name for the call."""
-    if mask is None:
+    if mask is None and kernels.is_plain_call(query):
         served = xformers_backend.attend(query, key, value, causal=causal, dropout=dropout, scale=scale)
         if served is not None:
             return served, "xformers"
@@ -213,6 +213,6 @@ class WhisperFlashAttention(WhisperAttention):  # type: ignore[misc]
 
     def _project(self, layer: nn.Module, states: Tensor) -> Tensor:
         """Apply a projection, by the faster product where the layer is nothing but its weights."""
-        if isinstance(layer, nn.Linear) and kernels.is_plain(layer):
-            return kernels.linear(states, layer.weight, layer.bias)
+        if kernels.onednn_serves(states) and isinstance(layer, nn.Linear) and kernels.is_plain(layer):
+            return kernels.onednn_linear(states, layer.weight, layer.bias)
         return layer(states)  # type: ignore[no-any-return]

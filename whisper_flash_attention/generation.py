@@ -19,6 +19,7 @@ from .encoding import DeferredEncoderOutputs
 from .generate_call import GenerateCall, NotHandledError, call_of, current_call
 from .kv_cache import CacheShape, InPlaceCache, WhisperKVCache
 from .session_pool import SessionPool
+from .weights import DecoderWeights
 
 # A model may be called in two threads, and only one at a time may make its pool or count.
 _state_lock = threading.Lock()
@@ -156,13 +157,21 @@ class FastGenerationMixin(WhisperGenerationMixin):  # type: ignore[misc]
 
     @contextmanager
     def greedy_session(
-        self, shape: CacheShape, chooser: TokenChooser, *, stores_cross: bool, hides: bool, captures: bool
+        self,
+        weights: DecoderWeights,
+        shape: CacheShape,
+        chooser: TokenChooser,
+        *,
+        stores_cross: bool,
+        hides: bool,
+        captures: bool,
     ) -> Iterator[GreedySession | None]:
         """Lend the buffers and graphs of captured decoding for one call, those of an earlier call where they fit.
 
         The block then runs on the stream of captured decoding.
 
         Args:
+            weights: The decoder.
             shape: Dimensions of the cache.
             chooser: Ends of sequences, and the rules about timestamps.
             stores_cross: Whether cross keys and values are stored.
@@ -172,7 +181,6 @@ class FastGenerationMixin(WhisperGenerationMixin):  # type: ignore[misc]
         if not (captures and self._captures and self.device.type == "cuda"):
             yield None
             return
-        weights = self.decoder_weights()
         with _state_lock:
             pool = self._sessions = self._sessions or SessionPool()
         ends = (chooser.stopping.eos, chooser.pad, chooser.processor.timestamps)

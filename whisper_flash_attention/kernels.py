@@ -7,24 +7,22 @@ run time: operator counts stay exact and two runs on one machine do the same wor
 Figures are from a 2-core AMD EPYC (Zen 4, AVX-512 with bfloat16), torch 2.13, milliseconds per call unless said
 otherwise. Weights are `(out, in)` as in `torch.nn.Linear`; M is the number of rows multiplied.
 
-| call | M | `F.linear` | oneDNN, rows | oneDNN, columns |
-|---|---|---|---|---|
-| (51864, 384) float32, the vocabulary projection | 1 | 8.8 | 3.2 | 2.8 |
-| | 4 | 13.0 | 6.1 | 3.2 |
-| | 16 | 15.3 | 8.5 | 5.3 |
-| (1152, 384) float32, fused QKV | 1 | 0.187 | 0.119 | 0.095 |
-| | 16 | 0.243 | 0.179 | 0.131 |
-| (384, 1536) float32, `fc2` | 1 | 0.151 | 0.094 | 0.134 |
-| | 16 | 0.245 | 0.184 | 0.162 |
-| (512, 2048) float32, `fc2` | 1 | 0.235 | 0.146 | 0.248 |
-| (1536, 384) float32, `fc1` and GELU in the encoder | 1500 | 10.12 | 8.85 | 8.45 |
-| (51864, 384) bfloat16 | 1 | 2.57 | 2.51 | 2.23 |
-| (384, 1536) bfloat16, `fc2` | 1 | 0.086 | 0.085 | 0.105 |
+| call | M | `F.linear` | oneDNN |
+|---|---|---|---|
+| (51864, 384) float32, the vocabulary projection | 1 | 8.8 | 3.2 |
+| | 4 | 13.0 | 6.1 |
+| | 16 | 15.3 | 8.5 |
+| (1152, 384) float32 | 1 | 0.187 | 0.119 |
+| | 16 | 0.243 | 0.179 |
+| (384, 1536) float32, `fc2` | 1 | 0.151 | 0.094 |
+| | 16 | 0.245 | 0.184 |
+| (512, 2048) float32, `fc2` | 1 | 0.235 | 0.146 |
+| (1536, 384) float32, `fc1` and GELU in the encoder | 1500 | 10.12 | 8.85 |
+| (51864, 384) bfloat16 | 1 | 2.57 | 2.51 |
+| (384, 1536) bfloat16, `fc2` | 1 | 0.086 | 0.085 |
 
-*Rows* is PyTorch's own layout; *columns* is the weight stored transposed, which `layout.py` does for those weights of
-the decoder that multiply faster so (`prefers_columns`). One row times the vocabulary, and one query's weights times the
-values of the cross-attention, are sums of weighted rows, in bfloat16 one row times every weight of the decoder and one
-query times the keys too (`weighted_rows.py`).
+One query's weights times the values of the cross-attention, and in bfloat16 its products with the keys too, are sums of
+weighted rows (`weighted_rows.py`).
 
 | encoder self-attention, 6 heads of 64, 1500 frames | SDPA | matmul per head, 500 queries at a time |
 |---|---|---|
@@ -40,6 +38,7 @@ query times the keys too (`weighted_rows.py`).
 
 import functools
 import platform
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -67,20 +66,31 @@ def _onednn_dtypes() -> frozenset[torch.dtype]:
     return frozenset({torch.float32} | bfloat16)
 
 
-def has_onednn(x: Tensor) -> bool:
-    """Whether oneDNN serves the dtype of `x` on this machine."""
-    return x.dtype in _onednn_dtypes()
+def is_plain_call(x: Tensor) -> bool:
+    """Whether a call with `x` computes numbers and nothing more.
+
+    It is not traced (then nothing may be asked about the machine, so this comes first), not transformed by
+    `torch.func`, and not differentiated forwards, which goes on where gradients are off.
+    """
+    return not (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or type(x) not in _PLAIN_TENSORS
+        or x.is_meta
+        or torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad.unpack_dual(x).tangent is not None
+    )
 
 
 def onednn_serves(x: Tensor) -> bool:
-    """Whether `linear` hands a product with `x` to oneDNN: inference on a CPU, outside autocast and tracing."""
+    """Whether `linear` hands a product with `x` to oneDNN: plain inference on a CPU, outside autocast."""
     return (
-        x.device.type == "cpu"
+        is_plain_call(x)
+        and x.device.type == "cpu"
         and x.dtype in _onednn_dtypes()
         and bool(torch.backends.mkldnn.enabled)
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
     )
 
 
@@ -96,7 +106,7 @@ def linear(
 
     Args:
         x: `(…, in)`.
-        weight: `(out, in)`, rows or columns contiguous.
+        weight: `(out, in)`, contiguous.
         bias: `(out,)`.
         gelu: Apply the GELU with the error function (Hendrycks and Gimpel, 2016), not its tanh approximation.
         residual: `(…, out)`, added to the product.
@@ -104,14 +114,18 @@ def linear(
     Returns:
         `(…, out)`, always a new tensor.
     """
-    serving = onednn_linear if onednn_serves(x) and _is_whole(weight) else torch_linear
-    return serving(x, weight, bias, gelu=gelu, residual=residual)
+    return linear_for(x)(x, weight, bias, gelu=gelu, residual=residual)
+
+
+def linear_for(x: Tensor) -> Callable[..., Tensor]:
+    """`linear` for all inputs like `x`, so that what decides the library is asked once."""
+    return onednn_linear if onednn_serves(x) else torch_linear
 
 
 def onednn_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = False, residual: Tensor | None = None
 ) -> Tensor:
-    """`linear` by oneDNN, where it serves and the weight is stored without gaps."""
+    """`linear` by oneDNN, where it serves."""
     product = torch.ops.mkldnn._linear_pointwise
     if residual is not None:
         return product.binary(x, residual, weight, bias, "add")  # type: ignore[no-any-return]
@@ -126,54 +140,6 @@ def torch_linear(
     if gelu:
         return F.gelu(y)
     return y if residual is None else residual + y
-
-
-def _is_whole(weight: Tensor) -> bool:
-    """Whether a weight `(out, in)` is stored without gaps, by rows or by columns.
-
-    Slices of a larger one's columns, as `layout.py` makes of queries, keys and values, oneDNN multiplies hundreds of
-    times slower: (384, 384) of (1152, 384), float32, by 64 rows takes it 160 ms.
-    """
-    out_features, in_features = weight.shape
-    return weight.stride() in ((in_features, 1), (1, out_features))
-
-
-def prefers_columns(weight: Tensor) -> bool:
-    """Whether a decoder weight `(out, in)` multiplies faster stored transposed.
-
-    On a CPU, where it is small and does not narrow; the figures in bfloat16 are for several rows, and for one where
-    `weighted_rows` does not serve. Microseconds, rows / columns, M rows multiplied:
-
-    | | M 1 | 4 | 16 |
-    |---|---|---|---|
-    | (1152, 384) float32, fused QKV | 190 / 138 | 229 / 256 | 237 / 168 |
-    | (384, 384) float32 | 50 / 60 | 74 / 59 | 116 / 77 |
-    | (1536, 384) float32, `fc1` | 148 / 151 | 234 / 151 | 301 / 205 |
-    | (384, 1536) float32, `fc2` | 125 / 287 | 153 / 203 | 250 / 329 |
-    | (512, 512) float32 | 68 / 83 | 88 / 89 | 120 / 122 |
-    | (2048, 512) float32 | 270 / 287 | 329 / 350 | 413 / 433 |
-    | (3072, 768) float32 | 358 / 675 | 629 / 582 | 889 / 811 |
-    | (4096, 1024) float32 | 616 / 1080 | 1039 / 1225 | 1506 / 1733 |
-    | (1536, 384) bfloat16 | 120 / 108 | 127 / 125 | 165 / 188 |
-    | (2048, 512) bfloat16 | 175 / 186 | 207 / 213 | 267 / 316 |
-    | (4096, 1024) bfloat16 | 652 / 868 | 698 / 908 | 902 / 1126 |
-    """
-    return weight.device.type == "cpu" and weight.shape[0] >= weight.shape[1] and weight.shape[1] < 512
-
-
-def prefers_vocabulary_columns(weight: Tensor) -> bool:
-    """The same for the projection to the vocabulary, which `weighted_rows` multiplies by one row.
-
-    Its figures are there; in milliseconds for M rows, rows / columns:
-
-    | | M 4 | 16 | 32 |
-    |---|---|---|---|
-    | (51864, 512) float32 | 7.9 / 6.2 | 10.1 / 7.9 | 14.2 / 11.6 |
-    | (51864, 768) float32 | 8.2 / 8.0 | 15.3 / 12.5 | 19.1 / 19.2 |
-    | (51864, 512) bfloat16 | 5.1 / 5.0 | 6.9 / 6.6 | 8.8 / 8.6 |
-    | (51864, 1024) bfloat16 | 6.6 / 7.2 | 9.2 / 10.5 | 13.6 / 14.3 |
-    """
-    return weight.device.type == "cpu" and (weight.dtype == torch.bfloat16 or weight.shape[1] <= 512)
 
 
 def prefers_chunked_attention(query: Tensor, key: Tensor) -> bool:
@@ -308,15 +274,32 @@ def prefers_stored_cross(device_type: str, dtype: torch.dtype, audios: int, posi
 
 
 _STOCK_LAYERS = frozenset({nn.Linear, nn.LayerNorm, nn.Embedding, WhisperPositionalEmbedding})
+_PLAIN_TENSORS = frozenset({Tensor, nn.Parameter})
 
 
 def is_plain(*modules: nn.Module) -> bool:
-    """Whether the modules can be computed from their parameters: stock layers without hooks or patched forward.
+    """Whether the modules can be computed from their parameters: stock layers, no hooks, weights that are mere numbers.
 
-    Adapters, quantised layers, offloading and the hooks of a user make a layer more than its weights; what is not
-    plain is called, never bypassed.
+    Adapters, quantised layers, offloading and the hooks of a user make a layer more than its weights, and so do
+    subclasses of tensors; what is not plain is called, never bypassed.
     """
-    return all(type(module) in _STOCK_LAYERS and not has_hooks(module) for module in modules)
+    return all(
+        type(module) in _STOCK_LAYERS
+        and not has_hooks(module)
+        and "weight" in module._parameters
+        and all(parameter is None or _is_plain_parameter(parameter) for parameter in module._parameters.values())
+        for module in modules
+    )
+
+
+def _is_plain_parameter(parameter: nn.Parameter) -> bool:
+    """Whether a parameter is what the kernels take: dense numbers, stored as PyTorch does, that are there."""
+    return (
+        type(parameter) is nn.Parameter
+        and parameter.layout is torch.strided
+        and parameter.is_contiguous()
+        and not parameter.is_meta
+    )
 
 
 def has_hooks(module: nn.Module) -> bool:

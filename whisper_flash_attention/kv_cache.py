@@ -196,8 +196,8 @@ class WhisperKVCache(InPlaceCache):
     Attributes:
         self_buffer: `(layers, 2, batch, heads, capacity, head_dim)`, keys then values.
         cross_buffer: The cross-attention's keys and values, or None.
-        self_layers: The layers of `self_buffer`; these and the following are views made once, since making them
-            per layer and token costs more than some of the products they feed.
+        self_layers: Per layer keys and values, `(batch, heads, capacity, head_dim)` each; these and the following are
+            views made once, since making them per layer and token costs more than some of the products they feed.
         self_keys, self_values: `(layers, batch, heads, capacity, head_dim)`.
         cross_keys_t: Per layer `(audios · heads, head_dim, frames)`.
         cross_values: Per layer `(audios · heads, frames, head_dim)`.
@@ -211,8 +211,8 @@ class WhisperKVCache(InPlaceCache):
             shape.layers, 2, shape.batch, shape.heads, shape.capacity, shape.head_dim, dtype=dtype, device=device
         )
         self.cross_buffer = cross_buffer
-        self.self_layers = self.self_buffer.unbind()
         self.self_keys, self.self_values = self.self_buffer.unbind(1)
+        self.self_layers = tuple(zip(self.self_keys.unbind(), self.self_values.unbind(), strict=True))
         self.cross_keys_t: tuple[Tensor, ...] = ()
         self.cross_values: tuple[Tensor, ...] = ()
         if cross_buffer is not None:

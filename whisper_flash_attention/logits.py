@@ -1,9 +1,8 @@
 """Logits processors, prepared once.
 
 Whisper's usual processors only forbid tokens: always, at the first step, or until a minimum length. What they forbid
-is known before decoding starts, so runs of them become one vector that is added to the scores, in place of a search
-through the vocabulary per token. The rules about timestamps are in `timestamps.py`. Every other processor runs as it
-is, in its place.
+is known before decoding starts, so runs of them become one mask, in place of a search through the vocabulary per
+token. The rules about timestamps are in `timestamps.py`. Every other processor runs as it is, in its place.
 """
 
 from typing import NamedTuple, Self
@@ -19,8 +18,8 @@ from transformers import (
     SuppressTokensLogitsProcessor,
 )
 
-from .layout import DecoderWeights
 from .timestamps import TimestampRules
+from .weights import DecoderWeights
 
 
 class Rule(NamedTuple):
@@ -51,7 +50,7 @@ def as_rule(processor: LogitsProcessor) -> Rule | None:
 
 
 class Suppression:
-    """A run of rules as one vector to add: `-inf` for what is forbidden, 0 elsewhere.
+    """A run of rules as one mask of what is forbidden.
 
     Args:
         rules: The rules.
@@ -62,8 +61,8 @@ class Suppression:
     def __init__(self, rules: list[Rule], vocabulary: int, device: torch.device) -> None:
         self._rules = rules
         self._ids = [set(rule.tokens.flatten().tolist()) for rule in rules]
-        self._zeros = torch.zeros(vocabulary, device=device)
-        self._vectors: dict[tuple[bool, ...], Tensor] = {}
+        self._nothing = torch.zeros(vocabulary, dtype=torch.bool, device=device)
+        self._masks: dict[tuple[bool, ...], Tensor] = {}
 
     def active(self, length: int) -> tuple[bool, ...]:
         """Which rules hold for a sequence of `length` tokens."""
@@ -77,17 +76,17 @@ class Suppression:
                 forbidden |= ids
         return tokens <= forbidden
 
-    def vector(self, length: int) -> Tensor:
-        """What to add, `(vocabulary,)`, when a sequence of `length` tokens is continued."""
+    def mask(self, length: int) -> Tensor:
+        """What may not be chosen, `(vocabulary,)`, when a sequence of `length` tokens is continued."""
         active = self.active(length)
-        if active not in self._vectors:
-            vector = self._zeros.clone()
+        if active not in self._masks:
+            mask = self._nothing.clone()
             for rule, holds in zip(self._rules, active, strict=True):
                 if holds:
-                    tokens = rule.tokens.to(vector.device, torch.long).flatten()
-                    vector[tokens[tokens < vector.shape[0]]] = -torch.inf
-            self._vectors[active] = vector
-        return self._vectors[active]
+                    tokens = rule.tokens.to(mask.device, torch.long).flatten()
+                    mask[tokens[tokens < mask.shape[0]]] = True
+            self._masks[active] = mask
+        return self._masks[active]
 
 
 class ScoreProcessor:
@@ -135,11 +134,6 @@ class ScoreProcessor:
         """The rules about timestamps of a capturable list, if there are any."""
         return next((stage for stage in self._stages if isinstance(stage, TimestampRules)), None)
 
-    @property
-    def widens(self) -> bool:
-        """Whether scores in half precision come out in float32, because the first thing is the sum with a vector."""
-        return bool(self._stages) and isinstance(self._stages[0], Suppression)
-
     def forbids(self, tokens: set[int], length: int) -> bool:
         """Whether none of `tokens` can follow a sequence of `length` tokens; False where a processor might lift it."""
         for stage in reversed(self._stages):
@@ -153,20 +147,21 @@ class ScoreProcessor:
         Args:
             ids: `(batch, capacity)`, the first `length` columns written.
             length: Tokens so far, prompt included.
-            scores: `(batch, vocabulary)`, float32 unless the first thing `widens` them.
+            scores: `(batch, vocabulary)`, float32; may be changed in place.
 
         Returns:
             The processed scores.
         """
-        is_own = False
+        is_own = True
         for stage in self._stages:
+            if not isinstance(stage, Suppression | TimestampRules):
+                scores, is_own = stage(ids[:, :length], scores), False
+                continue
+            if not is_own:  # a processor may have kept what it gave
+                scores, is_own = scores.clone(), True
             if isinstance(stage, Suppression):
-                vector = stage.vector(length)
-                # A sum of two dtypes would widen the scores to a copy of its own, and hold both.
-                scores = scores + vector if scores.dtype == vector.dtype else scores.float().add_(vector)
-            elif isinstance(stage, TimestampRules):
-                scores = stage(ids, length, scores if is_own else scores.clone())
+                # Not by adding -inf: what is forbidden stays so where a score is NaN or infinite.
+                scores = scores.masked_fill_(stage.mask(length), -torch.inf)
             else:
-                scores = stage(ids[:, :length], scores)
-            is_own = isinstance(stage, Suppression)
+                scores = stage(ids, length, scores)
         return scores

@@ -3,17 +3,16 @@
 Everything that is not here is the original's: the classes below subclass Transformers' and override what differs.
 """
 
-import copy
-import threading
 from typing import Any, Literal
 
 from torch import Tensor
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 from transformers.models.whisper.modeling_whisper import WhisperAttention, WhisperEncoderLayer
 
-from . import kernels, layout
+from . import kernels
 from .flash_attention import WhisperFlashAttention
 from .generation import FastGenerationMixin
+from .weights import DecoderWeights
 
 HUB_OPTIONS = (
     "cache_dir",
@@ -26,9 +25,6 @@ HUB_OPTIONS = (
 )
 """Arguments of `from_pretrained` that say where a checkpoint is found."""
 
-# A model may be called in two threads, and only one at a time may move its weights.
-_state_lock = threading.Lock()
-
 
 class WhisperFlashAttentionEncoderLayer(WhisperEncoderLayer):  # type: ignore[misc]
     """An encoder layer whose feed-forward part, at inference, is two products: the GELU rides on the first."""
@@ -38,8 +34,9 @@ class WhisperFlashAttentionEncoderLayer(WhisperEncoderLayer):  # type: ignore[mi
             kernels.onednn_serves(hidden_states)
             and not self.training
             and kernels.is_exact_gelu(self.activation_fn)
-            and kernels.is_plain(self.fc1, self.fc2)
+            and type(self.self_attn) is WhisperFlashAttention
             and not kernels.has_hooks(self.self_attn)
+            and kernels.is_plain(self.self_attn.out_proj, self.fc1, self.fc2)
         )
         if not fuses:
             return super().forward(hidden_states, attention_mask, **kwargs)  # type: ignore[no-any-return]
@@ -48,8 +45,8 @@ class WhisperFlashAttentionEncoderLayer(WhisperEncoderLayer):  # type: ignore[mi
             hidden_states=self.self_attn_layer_norm(hidden_states), attention_mask=attention_mask, **kwargs
         )
         hidden_states = attended.add_(hidden_states)
-        expanded = kernels.linear(self.final_layer_norm(hidden_states), self.fc1.weight, self.fc1.bias, gelu=True)
-        return kernels.linear(expanded, self.fc2.weight, self.fc2.bias, residual=hidden_states)
+        expanded = kernels.onednn_linear(self.final_layer_norm(hidden_states), self.fc1.weight, self.fc1.bias, gelu=True)
+        return kernels.onednn_linear(expanded, self.fc2.weight, self.fc2.bias, residual=hidden_states)
 
 
 class WhisperFlashAttentionForConditionalGeneration(FastGenerationMixin, WhisperForConditionalGeneration):  # type: ignore[misc]
@@ -67,7 +64,6 @@ class WhisperFlashAttentionForConditionalGeneration(FastGenerationMixin, Whisper
     """
 
     cross_attention: Literal["auto", "stored", "shared"] = "auto"
-    _decoder_weights: layout.DecoderWeights | None = None
 
     def __init__(self, config: WhisperConfig) -> None:
         super().__init__(config)
@@ -111,15 +107,9 @@ class WhisperFlashAttentionForConditionalGeneration(FastGenerationMixin, Whisper
                 backends[name] = backend
         return backends | (self._decoding_backend or {})
 
-    def decoder_weights(self) -> layout.DecoderWeights:
-        """The decoder's weights laid out for decoding; laid out again where a parameter has got new storage."""
-        decoder, projection = self.model.decoder, self.proj_out
-        with _state_lock:
-            weights = self._decoder_weights
-            if weights is None or weights.storages != layout.storages_of(decoder, projection):
-                weights = layout.lay_out(decoder, projection)
-                self._decoder_weights = weights
-            return weights
+    def decoder_weights(self) -> DecoderWeights:
+        """The decoder's parameters as decoding reads them, where they lie now."""
+        return DecoderWeights.of(self.model.decoder, self.proj_out)
 
     def stores_cross_attention(self, audios: int, positions: int) -> bool:
         """Whether decoding `audios` to sequences of up to `positions` stores the cross-attention's keys and values."""
@@ -129,37 +119,23 @@ class WhisperFlashAttentionForConditionalGeneration(FastGenerationMixin, Whisper
             raise ValueError(f'cross_attention is "auto", "stored" or "shared", not {self.cross_attention!r}.')
         return self.cross_attention == "stored"
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """The original's state dict: contiguous tensors, none sharing its memory, as every way of saving wants."""
-        self._restore_layout()
-        return super().state_dict(*args, **kwargs)
-
     def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
         """Save as the original does: same files, same names, same bytes."""
-        self._restore_layout()
-        return super().save_pretrained(*args, **kwargs)
-
-    def train(self, mode: bool = True) -> Any:
-        """Set the mode; for training, parameters get PyTorch's own storage back, which optimisers may count on."""
-        if mode:
-            self._restore_layout()
-        return super().train(mode)
-
-    def _restore_layout(self) -> None:
-        """Undo what decoding has done to the storage of the parameters; the next `generate` does it again."""
-        with _state_lock:
-            if self._decoder_weights is not None:
-                self._decoder_weights = self._sessions = None
-                layout.restore(self.model.decoder, self.proj_out)
+        if type(self) is not WhisperFlashAttentionForConditionalGeneration:
+            return super().save_pretrained(*args, **kwargs)
+        # Transformers writes the name of the class into config.json, and who loads may not have ours: saved is the
+        # original's view of this very model.
+        original = WhisperForConditionalGeneration.__new__(WhisperForConditionalGeneration)
+        original.__dict__ = self.__dict__
+        return original.save_pretrained(*args, **kwargs)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        # .to(), .half() and the like give parameters new storage: let go of the old one first.
-        self._decoder_weights = self._sessions = None
+        # .to(), .half() and the like give parameters new storage: sessions and their graphs would hold on to the old.
+        self._sessions = None
         return super()._apply(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is copied and pickled: everything but the laid-out weights, which are views of the parameters."""
-        state = copy.copy(self.__dict__)
-        for name in ("_decoder_weights", "_sessions"):
-            state.pop(name, None)
+        """What is copied and pickled: everything but the sessions, which belong to this model's memory."""
+        state = self.__dict__.copy()
+        state.pop("_sessions", None)
         return state

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from .captured_decoding import SPAN_STEP, GreedySession
 from .kv_cache import CacheShape
-from .layout import DecoderWeights
 from .timestamps import TimestampRules
+from .weights import DecoderWeights
 
 IDLE_SHARE = 0.1
 """Sessions that wait for a call of their shape may hold this share of the device's memory, beside the last one used:
@@ -42,16 +42,17 @@ class SessionPool:
         there is worth more than the memory of some positions.
         """
         shape = shape._replace(capacity=-(-shape.capacity // SPAN_STEP) * SPAN_STEP)
-        wanted = (weights, shape, eos, pad, timestamps)
+        places, wanted = weights.places(), (shape, eos, pad, timestamps)
         with self._lock:
             # Sessions of weights that have moved hold memory that nobody comes back for.
-            self._idle = [session for session in self._idle if session.weights is weights]
+            self._idle = [session for session in self._idle if session.places == places]
             session = next((s for s in self._idle if s.serves(*wanted, stores_cross=stores_cross, hides=hides)), None)
             if session is not None:
                 self._idle.remove(session)
+                session.weights = weights
             self._let_go(weights)
         if session is None:
-            session = GreedySession(*wanted, stores_cross=stores_cross, hides=hides, captures=True)
+            session = GreedySession(weights, *wanted, stores_cross=stores_cross, hides=hides, captures=True)
         yield session
         with self._lock:
             self._idle.append(session)

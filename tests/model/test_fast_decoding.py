@@ -11,6 +11,7 @@ from transformers import MaxTimeCriteria, StoppingCriteriaList
 from whisper_flash_attention.captured_decoding import GreedySession
 from whisper_flash_attention.choosing import TokenChooser
 from whisper_flash_attention.kv_cache import CacheShape
+from whisper_flash_attention.weights import DecoderWeights
 
 from .compare import OperationCounter, assert_half_tokens_agree, assert_same
 from .tiny import EOS, START, Pair, make_pair, mel_features
@@ -92,14 +93,14 @@ def uncaptured_sessions(model: Any, sessions: list[GreedySession]) -> Iterator[N
 
     @contextmanager
     def lend(
-        shape: CacheShape, chooser: TokenChooser, *, captures: bool, **kind: bool
+        weights: DecoderWeights, shape: CacheShape, chooser: TokenChooser, *, captures: bool, **kind: bool
     ) -> Iterator[GreedySession | None]:
         if not captures:
             yield None
             return
-        weights = model.decoder_weights()
         ends = (chooser.stopping.eos, chooser.pad, chooser.processor.timestamps)
-        if not sessions or not sessions[-1].serves(weights, shape, *ends, **kind):
+        fits = sessions and sessions[-1].places == weights.places() and sessions[-1].serves(shape, *ends, **kind)
+        if not fits:
             sessions.append(GreedySession(weights, shape, *ends, **kind, captures=False))
         yield sessions[-1]
 

@@ -74,7 +74,7 @@ def is_plain_call(x: Tensor) -> bool:
     """
     return not (
         torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         or type(x) not in _PLAIN_TENSORS
         or x.is_meta
         or torch._C._are_functorch_transforms_active()

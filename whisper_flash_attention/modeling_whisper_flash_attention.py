@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 from transformers import WhisperConfig, WhisperForConditionalGeneration
-from transformers.models.whisper.modeling_whisper import WhisperAttention, WhisperEncoderLayer
+from transformers.models.whisper import modeling_whisper
 
 from . import kernels
 from .flash_attention import WhisperFlashAttention
@@ -26,8 +26,11 @@ HUB_OPTIONS = (
 """Arguments of `from_pretrained` that say where a checkpoint is found."""
 
 
-class WhisperFlashAttentionEncoderLayer(WhisperEncoderLayer):  # type: ignore[misc]
-    """An encoder layer whose feed-forward part, at inference, is two products: the GELU rides on the first."""
+class WhisperEncoderLayer(modeling_whisper.WhisperEncoderLayer):  # type: ignore[misc]
+    """An encoder layer whose feed-forward part, at inference, is two products: the GELU rides on the first.
+
+    It has the original's name, by which device maps and FSDP's policies find the layers that must stay whole.
+    """
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:  # noqa: D102
         fuses = (
@@ -45,7 +48,9 @@ class WhisperFlashAttentionEncoderLayer(WhisperEncoderLayer):  # type: ignore[mi
             hidden_states=self.self_attn_layer_norm(hidden_states), attention_mask=attention_mask, **kwargs
         )
         hidden_states = attended.add_(hidden_states)
-        expanded = kernels.onednn_linear(self.final_layer_norm(hidden_states), self.fc1.weight, self.fc1.bias, gelu=True)
+        expanded = kernels.onednn_linear(
+            self.final_layer_norm(hidden_states), self.fc1.weight, self.fc1.bias, gelu=True
+        )
         return kernels.onednn_linear(expanded, self.fc2.weight, self.fc2.bias, residual=hidden_states)
 
 
@@ -70,10 +75,10 @@ class WhisperFlashAttentionForConditionalGeneration(FastGenerationMixin, Whisper
         # The classes differ in behaviour alone, so the modules that the original made become ours where they stand:
         # no second initialisation, and a seed gives the weights that it gives the original.
         for module in self.modules():
-            if type(module) is WhisperAttention:
+            if type(module) is modeling_whisper.WhisperAttention:
                 module.__class__ = WhisperFlashAttention
-            elif type(module) is WhisperEncoderLayer:
-                module.__class__ = WhisperFlashAttentionEncoderLayer
+            elif type(module) is modeling_whisper.WhisperEncoderLayer:
+                module.__class__ = WhisperEncoderLayer
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:

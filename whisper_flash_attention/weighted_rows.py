@@ -27,6 +27,7 @@ from torch import Tensor
 
 from . import kernels
 
+
 class Bags(NamedTuple):
     """Which rows of a table make each sum.
 

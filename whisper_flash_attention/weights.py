@@ -81,7 +81,7 @@ class LayerWeights(NamedTuple):
     """
 
     self_norm: Norm
-    qkv: tuple[Projection, Projection, Projection]
+    qkv: tuple[Projection, ...]
     self_out: Projection
     cross_norm: Norm
     cross_q: Projection

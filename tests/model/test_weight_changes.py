@@ -1,7 +1,4 @@
-"""Whatever changes a weight between two calls of generate, the second call uses the new one.
-
-Fused or transposed copies of the weights would otherwise go stale unnoticed.
-"""
+"""Whatever changes a weight between two calls of generate, the second call uses the new one."""
 
 from collections.abc import Callable
 

@@ -61,7 +61,7 @@ class Suppression:
     def __init__(self, rules: list[Rule], vocabulary: int, device: torch.device) -> None:
         self._rules = rules
         self._ids = [set(rule.tokens.flatten().tolist()) for rule in rules]
-        self._nothing = torch.zeros(vocabulary, dtype=torch.bool, device=device)
+        self._vocabulary, self._device = vocabulary, device
         self._masks: dict[tuple[bool, ...], Tensor] = {}
 
     def active(self, length: int) -> tuple[bool, ...]:
@@ -80,7 +80,7 @@ class Suppression:
         """What may not be chosen, `(vocabulary,)`, when a sequence of `length` tokens is continued."""
         active = self.active(length)
         if active not in self._masks:
-            mask = self._nothing.clone()
+            mask = torch.zeros(self._vocabulary, dtype=torch.bool, device=self._device)
             for rule, holds in zip(self._rules, active, strict=True):
                 if holds:
                     tokens = rule.tokens.to(mask.device, torch.long).flatten()

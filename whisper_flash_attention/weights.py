@@ -2,7 +2,7 @@
 
 Nothing is copied and nothing is moved: decoding reads the parameters where they lie, at every step, so that whatever
 changes their numbers is seen, and whoever trains, saves, copies or shares the model finds it as it was made. They are
-taken apart anew for each call, which costs less than finding out whether anything has changed.
+taken apart anew for each call, which takes as long as finding out whether anything has changed.
 """
 
 from collections.abc import Hashable

@@ -75,6 +75,31 @@ def test_moved_weights_leave_none(pair: Pair, memory: SimpleNamespace) -> None:
     assert lend(pool, pair, 2) is not first
 
 
+def test_new_numbers_in_the_same_places_keep_it(pair: Pair, memory: SimpleNamespace) -> None:
+    pool = SessionPool()
+    first = lend(pool, pair, 2)
+    with torch.no_grad():
+        for parameter in pair.flash.parameters():
+            parameter.mul_(0.9)
+    assert lend(pool, pair, 2) is first
+
+
+@pytest.mark.parametrize("part", ["model.decoder.layers.0.fc1", "model.decoder", "proj_out"])
+def test_parts_of_another_dtype_leave_none(part: str, pair: Pair, memory: SimpleNamespace) -> None:
+    """Also where the model itself is not told."""
+    pool = SessionPool()
+    first = lend(pool, pair, 2)
+    pair.flash.get_submodule(part).bfloat16()
+    assert lend(pool, pair, 2) is not first
+
+
+def test_a_setting_that_a_graph_holds_leaves_none(pair: Pair, memory: SimpleNamespace) -> None:
+    pool = SessionPool()
+    first = lend(pool, pair, 2)
+    pair.flash.model.decoder.layer_norm.eps *= 2
+    assert lend(pool, pair, 2) is not first
+
+
 def test_failed_call_leaves_none(pair: Pair, memory: SimpleNamespace) -> None:
     """What it left half-written does not serve another."""
     pool = SessionPool()

@@ -233,17 +233,11 @@ def attend_by_products(query: Tensor, key_t: Tensor, value: Tensor, scale: float
 def attention_weights(query: Tensor, key_t: Tensor, scale: float, mask: Tensor | None) -> Tensor:
     """The weights of `attend_by_products`, `(n, queries, keys)`; its arguments."""
     if mask is None:
-        scores = torch.baddbmm(unread(query.dtype, query.device), query, key_t, beta=0, alpha=scale)
+        # With beta = 0 the addend is not read: any view that broadcasts will do.
+        scores = torch.baddbmm(key_t[:, :1], query, key_t, beta=0, alpha=scale)
     else:
         scores = torch.baddbmm(mask, query, key_t, alpha=scale)
     return torch.softmax(scores, dim=-1)
-
-
-@functools.cache
-def unread(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The addend of a `baddbmm` with beta = 0, which is never read: one number that broadcasts to any shape."""
-    with torch.inference_mode(False):
-        return torch.zeros((), dtype=dtype, device=device)
 
 
 def prefers_stored_cross(device_type: str, dtype: torch.dtype, audios: int, positions: int) -> bool:

@@ -81,7 +81,7 @@ def run_decoder(
             context = _attend_to_stored(cache, index, query, audios)
         else:
             context = _attend_to_states(layer, query, states)
-        hidden = linear(context.reshape(hidden.shape), *layer.cross_out, residual=hidden)
+        hidden = linear(context, *layer.cross_out, residual=hidden)
         expanded = linear(_norm(hidden, layer.mlp_norm), *layer.fc1, gelu=True)
         hidden = linear(expanded, *layer.fc2, residual=hidden)
     if new > 1:
@@ -131,7 +131,7 @@ def _attend_to_stored(cache: WhisperKVCache, index: int, query: Tensor, audios: 
         audios: How many there are.
 
     Returns:
-        `(audios · n, heads, head_dim)`.
+        `(audios · n, d)`.
     """
     rows, heads, head_dim = query.shape
     keys_t, values, scale = cache.cross_keys_t[index], cache.cross_values[index], head_dim**-0.5
@@ -142,10 +142,10 @@ def _attend_to_stored(cache: WhisperKVCache, index: int, query: Tensor, audios: 
         else:
             attention = kernels.attention_weights(query.view(rows * heads, 1, head_dim), keys_t, scale, None)
         context = weighted_rows.sum_rows(values.view(-1, head_dim), cache.mix_bags, attention.view(-1))
-        return context.view(query.shape)
+        return context.view(rows, -1)
     by_head = query.view(audios, -1, heads, head_dim).transpose(1, 2).reshape(audios * heads, -1, head_dim)
     context = kernels.attend_by_products(by_head, keys_t, values, scale, None)
-    return context.view(audios, heads, -1, head_dim).transpose(1, 2).reshape(query.shape)
+    return context.view(audios, heads, -1, head_dim).transpose(1, 2).reshape(rows, -1)
 
 
 def _attend_to_states(layer: LayerWeights, query: Tensor, states: States) -> Tensor:
@@ -163,7 +163,7 @@ def _attend_to_states(layer: LayerWeights, query: Tensor, states: States) -> Ten
         states: The encoder states.
 
     Returns:
-        `(audios · n, heads, head_dim)`.
+        `(audios · n, d)`.
     """
     rows, heads, head_dim = query.shape
     audios, width, weights = len(states), heads * head_dim, layer.cross_heads
@@ -185,4 +185,4 @@ def _attend_to_states(layer: LayerWeights, query: Tensor, states: States) -> Ten
         context = torch.bmm(mixed, weights.values_t)
     else:
         context = torch.baddbmm(weights.values_bias, mixed, weights.values_t)
-    return context.transpose(0, 1)
+    return context.transpose(0, 1).reshape(rows, -1)

@@ -5,11 +5,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 PACKAGE = "whisper_flash_attention"
+# Of the compiled step the sources: the library is made from them, and differs from compiler to compiler.
+SOURCES = {".py", ".cpp", ".h"}
 
 
 def hash_package(folder: Path) -> str:
-    """A short hash of the names and contents of a package's Python files; ``folder`` is the package's."""
-    return hash_files(folder, folder.rglob("*.py"))
+    """A short hash of the names and contents of a package's source files; ``folder`` is the package's."""
+    return hash_files(folder, (path for path in folder.rglob("*.*") if path.suffix in SOURCES))
 
 
 def hash_files(folder: Path, paths: Iterable[Path]) -> str:

@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import kernels, weighted_rows
+from . import kernels
 from .kv_cache import CrossBuffer, WhisperKVCache
-from .packed_states import States
 from .weights import DecoderWeights, LayerWeights, Norm
 
 
@@ -44,7 +43,7 @@ def run_decoder(
     positions: Tensor,
     span: int,
     mask: Tensor | None,
-    states: States | None = None,
+    states: Tensor | None = None,
     places: Tensor | None = None,
 ) -> Tensor:
     """Run new tokens through the decoder, write their keys and values, and return the last one's logits.
@@ -135,20 +134,12 @@ def _attend_to_stored(cache: WhisperKVCache, index: int, query: Tensor, audios: 
     """
     rows, heads, head_dim = query.shape
     keys_t, values, scale = cache.cross_keys_t[index], cache.cross_values[index], head_dim**-0.5
-    if rows == audios and weighted_rows.serves(query):
-        if kernels.prefers_summed_scores(query):
-            scores = weighted_rows.sum_rows(keys_t.view(-1, keys_t.shape[2]), cache.score_bags, query.view(-1) * scale)
-            attention = torch.softmax(scores, dim=-1)
-        else:
-            attention = kernels.attention_weights(query.view(rows * heads, 1, head_dim), keys_t, scale, None)
-        context = weighted_rows.sum_rows(values.view(-1, head_dim), cache.mix_bags, attention.view(-1))
-        return context.view(rows, -1)
     by_head = query.view(audios, -1, heads, head_dim).transpose(1, 2).reshape(audios * heads, -1, head_dim)
     context = kernels.attend_by_products(by_head, keys_t, values, scale, None)
     return context.view(audios, heads, -1, head_dim).transpose(1, 2).reshape(rows, -1)
 
 
-def _attend_to_states(layer: LayerWeights, query: Tensor, states: States) -> Tensor:
+def _attend_to_states(layer: LayerWeights, query: Tensor, states: Tensor) -> Tensor:
     """Cross-attention over the encoder states themselves.
 
     Whisper's key projection has no bias and the weights of a softmax sum to one, so with E the states of one audio
@@ -172,12 +163,7 @@ def _attend_to_states(layer: LayerWeights, query: Tensor, states: States) -> Ten
     if audios > 1:
         folded = folded.view(heads, audios, -1, width).transpose(0, 1)
     folded = folded.reshape(audios, -1, width)
-    if isinstance(states, Tensor):
-        mixed = kernels.attend_by_products(folded, states.transpose(1, 2), states, 1.0, None)
-    elif audios == 1:
-        mixed = states[0].attend(folded[0])
-    else:
-        mixed = torch.stack([audio.attend(queries) for audio, queries in zip(states, folded, strict=True)])
+    mixed = kernels.attend_by_products(folded, states.transpose(1, 2), states, 1.0, None)
     if audios > 1:
         mixed = mixed.view(audios, heads, -1, width).transpose(0, 1)
     mixed = mixed.reshape(heads, rows, width)

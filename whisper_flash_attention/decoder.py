@@ -6,9 +6,9 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
+from .cpu_step import MOST_ROWS, CompiledStep
 from .decode_step import causal_mask, run_decoder
 from .kv_cache import WhisperKVCache
-from .packed_states import States
 from .weights import DecoderWeights
 
 
@@ -26,6 +26,12 @@ class PaddedPrompt(NamedTuple):
     def take(self, rows: slice) -> Self:
         """Those of some sequences."""
         return self._replace(mask=self.mask[rows], places=self.places[rows])
+
+    def first(self) -> Tensor | None:
+        """The place of each prompt's first token, `(batch,)`; None where padding is not only in front."""
+        first = (~self.mask).sum(dim=1)
+        behind = torch.arange(self.mask.shape[1], device=self.mask.device) >= first[:, None]
+        return first if torch.equal(self.mask, behind) else None
 
     def visible(self) -> Tensor:
         """Which tokens of the prompt each of them sees, `(batch, 1, prompt, prompt)`."""
@@ -66,11 +72,12 @@ class Decoder:
         states: The encoder states, where the cache stores no cross keys and values.
         prompt: What is padded; None where nothing is.
         padding: The same for later tokens.
+        compiled: The compiled step, where it serves.
     """
 
     weights: DecoderWeights
     cache: WhisperKVCache
-    states: States | None
+    states: Tensor | None
     prompt: PaddedPrompt | None = None
     padding: Padding | None = None
 
@@ -79,13 +86,21 @@ class Decoder:
         self._positions = torch.arange(capacity, device=buffer.device)
         if self.prompt is not None:
             self.padding = Padding.of_prompt(self.prompt, capacity, buffer.dtype)
+        self.compiled = None if self.states is not None else CompiledStep.bind(self.weights, self.cache)
+        self._first = None
+        if self.compiled is not None and self.prompt is not None:
+            self._first = self.prompt.first()
+            if self._first is None:
+                self.compiled = None
 
     def read_prompt(self, ids: Tensor) -> Tensor:
         """Run the prompt `(batch, prompt)`, write its keys and values, and return `(batch, vocabulary)` logits."""
         length, beams, cache, padded = ids.shape[1], self.cache.shape.beams, self.cache, self.prompt
         dtype, device = cache.self_buffer.dtype, ids.device
+        # The beams of one audio have one prompt: it is read once, for all.
+        if self.compiled is not None and ids.numel() // beams <= MOST_ROWS:
+            return self._read_compiled(ids)
         if beams > 1:
-            # The beams of one audio have one prompt: it is read once, for all.
             shape = cache.shape._replace(batch=cache.shape.audios, beams=1, capacity=length)
             cache = WhisperKVCache(shape, dtype, device, cache.cross_buffer)
             ids, padded = ids[::beams], None if padded is None else padded.take(slice(None, None, beams))
@@ -101,8 +116,29 @@ class Decoder:
             logits = logits.repeat_interleave(beams, dim=0)
         return logits
 
+    def _read_compiled(self, ids: Tensor) -> Tensor:
+        """`read_prompt` by the compiled step, which writes the first beam's slots."""
+        assert self.compiled is not None
+        beams, length = self.cache.shape.beams, ids.shape[1]
+        places = first = None
+        if self.prompt is not None and self._first is not None:
+            places = self.prompt.places[::beams]
+            # Padding sees itself.
+            first = torch.minimum(self._first[::beams, None], self._positions[:length])
+        logits = self.compiled(ids[::beams], 0, stride=beams, places=places, first=first)
+        if beams == 1:
+            return logits
+        written = self.cache.self_buffer[..., :length, :].unflatten(2, (-1, beams))
+        written[:, :, :, 1:] = written[:, :, :, :1]
+        return logits.repeat_interleave(beams, dim=0)
+
     def step(self, tokens: Tensor, length: int) -> Tensor:
         """Run `tokens`, `(batch,)`, the last of sequences of `length`, and return `(batch, vocabulary)` logits."""
+        if self.compiled is not None:
+            places = first = None
+            if self.padding is not None and self._first is not None:
+                places, first = (self.padding.shift + (length - 1))[:, None], self._first[:, None]
+            return self.compiled(tokens[:, None], length - 1, places=places, first=first)
         position, mask, places = self._positions[length - 1 : length], None, None
         if self.padding is not None:
             mask, places = self.padding.hidden[..., :length], self.padding.shift + position

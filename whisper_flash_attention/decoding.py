@@ -133,14 +133,15 @@ def decode(
         beams=generation_config.num_beams or 1,
     )
     as_dict = bool(generation_config.return_dict_in_generate)
-    stores_cross = as_dict or model.stores_cross_attention(shape.audios, stopping.max_length)
+    stores_cross = as_dict or model.stores_cross_attention(shape.audios)
     audio = (model, weights, model_kwargs["encoder_outputs"], inputs_tensor, shape, stores_cross)
     if shape.beams > 1:
         search = BeamSearch(generation_config, ScoreProcessor.for_model(logits_processor, weights), stopping)
         cross_buffer, states = encode(*audio)
         cache = WhisperKVCache(shape, weights.vocabulary.weight.dtype, device, cross_buffer)
-        output = search.run(Decoder(weights, cache, states, padded), input_ids)
-        model.note_decoding(cache, captured=False)
+        decoder = Decoder(weights, cache, states, padded)
+        output = search.run(decoder, input_ids)
+        model.note_decoding(cache, captured=False, compiled=decoder.compiled is not None)
         return output
 
     chooser = TokenChooser.from_config(generation_config, logits_processor, stopping, weights)
@@ -172,7 +173,9 @@ def decode(
         sequences = ids[:, :length].clone()
 
     hand_over(sequences, call.states if call else None)
-    model.note_decoding(cache, captured=session is not None and session.captures)
+    captured = session is not None and session.captures
+    compiled = session is None and decoder.compiled is not None
+    model.note_decoding(cache, captured=captured, compiled=compiled)
     if not as_dict:
         return sequences
     cache.set_lengths(length - 1)

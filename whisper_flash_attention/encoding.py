@@ -7,11 +7,9 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
-from . import kernels
 from .decode_step import project_cross
 from .generate_call import NotHandledError, call_of
 from .kv_cache import CacheShape, CrossBuffer
-from .packed_states import PackedStates, States, pack
 from .weights import DecoderWeights
 
 if TYPE_CHECKING:
@@ -40,7 +38,7 @@ def encode(
     shape: CacheShape,
     stores_cross: bool,
     session: "GreedySession | None" = None,
-) -> tuple[CrossBuffer | None, States | None]:
+) -> tuple[CrossBuffer | None, Tensor | None]:
     """Bring a batch to where decoding attends to it.
 
     Args:
@@ -58,16 +56,12 @@ def encode(
     cross_buffer = None if session is None else session.cache.cross_buffer
     held = None if session is None else session.states
     kept: list[Tensor] = []
-    packed: list[PackedStates] = []
     for row, part in _encoded_parts(model, outputs, features, shape):
         if held is not None:
             held[row : row + len(part)] = part
             continue
         if not stores_cross:
-            if kernels.onednn_serves(part):
-                packed += pack(part, weights.heads)
-            else:
-                kept.append(part)
+            kept.append(part)
             continue
         if cross_buffer is None:  # made only now: the activations of the first audio are gone
             cross_buffer = CrossBuffer.empty(shape, part.dtype, part.device)
@@ -76,8 +70,6 @@ def encode(
         return cross_buffer, None
     if held is not None:
         return None, held
-    if packed:
-        return None, tuple(packed)
     return None, kept[0] if len(kept) == 1 else torch.cat(kept)
 
 

@@ -21,9 +21,6 @@ otherwise. Weights are `(out, in)` as in `torch.nn.Linear`; M is the number of r
 | (51864, 384) bfloat16 | 1 | 2.57 | 2.51 |
 | (384, 1536) bfloat16, `fc2` | 1 | 0.086 | 0.085 |
 
-One query's weights times the values of the cross-attention, and in bfloat16 its products with the keys too, are sums of
-weighted rows (`weighted_rows.py`).
-
 | encoder self-attention, 6 heads of 64, 1500 frames | SDPA | matmul per head, 500 queries at a time |
 |---|---|---|
 | float32 | 21.4 | 26.8 |
@@ -46,9 +43,6 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 from transformers.activations import ACT2FN
 from transformers.models.whisper.modeling_whisper import WhisperPositionalEmbedding
-
-FEW_POSITIONS = 32
-"""Up to so many positions, one audio's keys and values are not worth storing (`prefers_stored_cross`)."""
 
 QUERY_CHUNK = 500
 """Queries per chunk of the bfloat16 encoder attention on a CPU: 128 to 1500 were tried, 500 to 1500 tie, and the
@@ -82,16 +76,19 @@ def is_plain_call(x: Tensor) -> bool:
     )
 
 
-def onednn_serves(x: Tensor) -> bool:
-    """Whether `linear` hands a product with `x` to oneDNN: plain inference on a CPU, outside autocast."""
+def is_plain_inference(x: Tensor) -> bool:
+    """Whether a call with `x` computes numbers on a CPU and nothing more, without gradients and outside autocast."""
     return (
         is_plain_call(x)
         and x.device.type == "cpu"
-        and x.dtype in _onednn_dtypes()
-        and bool(torch.backends.mkldnn.enabled)
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
     )
+
+
+def onednn_serves(x: Tensor) -> bool:
+    """Whether `linear` hands a product with `x` to oneDNN."""
+    return is_plain_inference(x) and x.dtype in _onednn_dtypes() and bool(torch.backends.mkldnn.enabled)
 
 
 def linear(
@@ -209,11 +206,6 @@ def prefers_fused(query: Tensor, key: Tensor) -> bool:
     return query.dtype == torch.float32 or query.shape[0] * key.shape[2] <= 128
 
 
-def prefers_summed_scores(query: Tensor) -> bool:
-    """Whether one query's scores with stored keys are sums of weighted rows (`weighted_rows.py`): in bfloat16."""
-    return query.dtype == torch.bfloat16
-
-
 def attend_by_products(query: Tensor, key_t: Tensor, value: Tensor, scale: float, mask: Tensor | None) -> Tensor:
     """Exact attention of few queries by two batched matrix products.
 
@@ -227,44 +219,25 @@ def attend_by_products(query: Tensor, key_t: Tensor, value: Tensor, scale: float
     Returns:
         `(n, queries, features)`.
     """
-    return torch.bmm(attention_weights(query, key_t, scale, mask), value)
-
-
-def attention_weights(query: Tensor, key_t: Tensor, scale: float, mask: Tensor | None) -> Tensor:
-    """The weights of `attend_by_products`, `(n, queries, keys)`; its arguments."""
     if mask is None:
         # With beta = 0 the addend is not read: any view that broadcasts will do.
         scores = torch.baddbmm(key_t[:, :1], query, key_t, beta=0, alpha=scale)
     else:
         scores = torch.baddbmm(mask, query, key_t, alpha=scale)
-    return torch.softmax(scores, dim=-1)
+    return torch.bmm(torch.softmax(scores, dim=-1), value)
 
 
-def prefers_stored_cross(device_type: str, dtype: torch.dtype, audios: int, positions: int) -> bool:
+def prefers_stored_cross(device_type: str, audios: int) -> bool:
     """Whether the cross-attention's keys and values are stored, rather than attending to the encoder states.
-
-    To store them they are projected first, which takes as long as some dozens of tokens then save. Milliseconds of
-    decoding one audio in float32 on the CPU of the tables above, stored / packed states:
-
-    | tokens | 10 | 25 | 50 | 100 |
-    |---|---|---|---|---|
-    | d 384, 4 layers | 123 / 96 | 221 / 212 | 418 / 426 | 886 / 933 |
-    | d 512, 6 layers | 206 / 156 | 386 / 372 | 727 / 738 | 1453 / 1542 |
-
-    In bfloat16, where stored ones are read as sums of weighted rows, 25 tokens take 116 / 131 and 248 / 265.
 
     On a GPU, where a batch is bound by reading the keys and values, half the bytes are read from the states and
     `2 · layers` times less is kept; not measured yet.
 
     Args:
         device_type: Of the model.
-        dtype: Of the model.
         audios: How many are decoded together.
-        positions: How long a sequence may become, prompt included.
     """
-    if device_type != "cpu":
-        return audios == 1
-    return not (dtype == torch.float32 and dtype in _onednn_dtypes() and audios == 1 and positions <= FEW_POSITIONS)
+    return device_type == "cpu" or audios == 1
 
 
 _STOCK_LAYERS = frozenset({nn.Linear, nn.LayerNorm, nn.Embedding, WhisperPositionalEmbedding})
@@ -287,12 +260,18 @@ def is_plain(*modules: nn.Module) -> bool:
 
 
 def _is_plain_parameter(parameter: nn.Parameter) -> bool:
-    """Whether a parameter is what the kernels take: dense numbers, stored as PyTorch does, that are there."""
+    return type(parameter) is nn.Parameter and is_plain_tensor(parameter, anywhere=True)
+
+
+def is_plain_tensor(tensor: Tensor, *, anywhere: bool = False) -> bool:
+    """Whether a tensor is dense numbers, stored as PyTorch does, that are there: in the memory, or on any device."""
     return (
-        type(parameter) is nn.Parameter
-        and parameter.layout is torch.strided
-        and parameter.is_contiguous()
-        and not parameter.is_meta
+        type(tensor) in _PLAIN_TENSORS
+        and tensor.layout is torch.strided
+        and tensor.is_contiguous()
+        and not tensor.is_meta
+        and not tensor.is_neg()
+        and (anywhere or (tensor.device.type == "cpu" and tensor.data_ptr() != 0))
     )
 
 

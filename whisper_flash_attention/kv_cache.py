@@ -6,15 +6,12 @@ memory. `InPlaceCache` is the latter alone, for calls that go to Transformers' l
 nothing but the new tokens is copied per step, or what beams have written where they change places.
 """
 
-import functools
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.cache_utils import DynamicLayer
-
-from .weighted_rows import Bags, consecutive
 
 
 class CacheShape(NamedTuple):
@@ -221,16 +218,6 @@ class WhisperKVCache(InPlaceCache):
             [InPlaceLayer(buffer) for buffer in self.self_buffer],
             [InPlaceLayer() for _ in self.cross_keys_t],
         )
-
-    @functools.cached_property
-    def score_bags(self) -> Bags:
-        """Which rows of `cross_keys_t` a sum per sequence and head takes: all its features."""
-        return consecutive(self.shape.audios * self.shape.heads, self.shape.head_dim)
-
-    @functools.cached_property
-    def mix_bags(self) -> Bags:
-        """Which rows of `cross_values` a sum per sequence and head takes: all its frames."""
-        return consecutive(self.shape.audios * self.shape.heads, self.shape.frames)
 
     def set_lengths(self, length: int) -> None:
         """Say how far the loop has written the buffers, so that Transformers sees the same: cross-attention whole."""

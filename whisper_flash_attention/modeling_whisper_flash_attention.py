@@ -116,10 +116,10 @@ class WhisperFlashAttentionForConditionalGeneration(FastGenerationMixin, Whisper
         """The decoder's parameters as decoding reads them, where they lie now."""
         return DecoderWeights.of(self.model.decoder, self.proj_out)
 
-    def stores_cross_attention(self, audios: int, positions: int) -> bool:
-        """Whether decoding `audios` to sequences of up to `positions` stores the cross-attention's keys and values."""
+    def stores_cross_attention(self, audios: int) -> bool:
+        """Whether decoding `audios` together stores the cross-attention's keys and values."""
         if self.cross_attention == "auto":
-            return kernels.prefers_stored_cross(self.device.type, self.dtype, audios, positions)
+            return kernels.prefers_stored_cross(self.device.type, audios)
         if self.cross_attention not in {"stored", "shared"}:
             raise ValueError(f'cross_attention is "auto", "stored" or "shared", not {self.cross_attention!r}.')
         return self.cross_attention == "stored"

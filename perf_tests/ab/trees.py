@@ -1,13 +1,14 @@
 """The trees that the processes of ``ab`` run in.
 
 A suite that runs from HEAD's tree imports HEAD's package, whatever PYTHONPATH says. So each side has a tree of its own:
-that side's ``whisper_flash_attention/`` and, in both, HEAD's suite and everything else. They are plain folders: git is
-only asked for their content, and knows nothing of them that could be left behind.
+that side's ``whisper_flash_attention/``, with its compiled step built there, and, in both, HEAD's suite and everything
+else. They are plain folders: git is only asked for their content, and knows nothing of them that could be left behind.
 """
 
 import io
 import shutil
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +17,10 @@ from perf_tests.package import PACKAGE, hash_files, hash_package
 from perf_tests.plan import BadInputError
 from perf_tests.regression.text import clean
 
+from .arguments import tell
+
 WORKING_TREE = "."
+BUILD = Path(PACKAGE, "csrc", "build.py")
 
 
 class Revision(NamedTuple):
@@ -70,7 +74,7 @@ def find_revision(repository: Path, asked: str) -> Revision:
 
 
 def make_sides(repository: Path, base: Revision, head: Revision, folder: Path) -> tuple[Side, Side]:
-    """Make both trees below ``folder``, anew.
+    """Make both trees below ``folder``, anew; say which package's compiled step could not be built.
 
     Raises:
         BadInputError: a revision has no package.
@@ -86,6 +90,9 @@ def make_sides(repository: Path, base: Revision, head: Revision, folder: Path) -
             fill(tree, repository, revision, PACKAGE)
         if not (tree / PACKAGE / "__init__.py").is_file():
             raise BadInputError(f"{clean(revision.asked)}: has no {PACKAGE}/")
+        problem = build(tree)
+        if problem is not None:
+            tell(name, f"measured without the compiled step: {problem}")
         sides.append(Side(name, revision, tree, hash_package(tree / PACKAGE)))
     return sides[0], sides[1]
 
@@ -108,6 +115,21 @@ def fill(tree: Path, repository: Path, revision: Revision, part: str = ".") -> N
             target = tree / source.relative_to(repository)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target, follow_symlinks=False)
+
+
+def build(tree: Path) -> str | None:
+    """Build the compiled step of the package in ``tree`` by its own script, if it has one; what went wrong, as a line.
+
+    A process of the suite builds nothing, and would measure what serves where the library is missing.
+    """
+    if not (tree / BUILD).is_file():
+        return None
+    command = [sys.executable, str(BUILD)]
+    done = subprocess.run(command, cwd=tree, capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode == 0:
+        return None
+    lines = done.stderr.strip().splitlines() or [f"{BUILD} ended with {done.returncode}"]
+    return clean(lines[-1])
 
 
 def digest_of(repository: Path, revision: Revision) -> str:

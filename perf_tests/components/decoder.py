@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from perf_tests.cases import ENCODER_POSITIONS, MAX_TARGET_POSITIONS
 from perf_tests.vocabulary import vocabulary_of
 
-from .component import Component
+from .component import Component, stores_cross
 
 
 class Stepper(Protocol):
@@ -88,24 +88,19 @@ class FlashStepper:
     """This project's decoding loop, taken apart at the seams that it has itself."""
 
     def __init__(self, model: Any, states: Tensor) -> None:
-        from whisper_flash_attention.captured_decoding import GreedySession
-        from whisper_flash_attention.kv_cache import WhisperKVCache
-
         self.model, self.encoded = model, states
-        self._stores_cross = bool(model.stores_cross_attention(len(states), MAX_TARGET_POSITIONS))
+        self._stores_cross = stores_cross(model, len(states), MAX_TARGET_POSITIONS)
         # Where generate captures its steps; on a CPU a session steps too, which the tests use.
         self.captures = states.device.type == "cuda"
         self.uses_session = self.captures
-        self._positions = torch.arange(MAX_TARGET_POSITIONS, device=states.device)
-        self._session: GreedySession | None = None
-        self._weights: Any = None
-        self._cache: WhisperKVCache | None = None
+        self._session: Any = None
+        self._decoder: Any = None
         self._length = 0
 
     def prefill(self, ids: Tensor) -> Tensor:
         """Project the cross-attention's keys and values, where they are stored, and run the prompt."""
-        weights = self.model.decoder_weights()
-        return self._run(weights, self._empty_cache(weights, MAX_TARGET_POSITIONS), ids, 0)
+        logits: Tensor = self._decoder_of(self.model.decoder_weights(), MAX_TARGET_POSITIONS).read_prompt(ids)
+        return logits
 
     def fill(self, ids: Tensor) -> None:
         """Fill a cache of one position more; on CUDA that of a session, which captures the step."""
@@ -113,29 +108,31 @@ class FlashStepper:
 
         with on_decoding_stream(self.encoded.device):
             self._fill(ids)
-        self.model.note_decoding(self._cache, captured=self.captures)
+        compiled = getattr(self._decoder, "compiled", None) is not None and not self.uses_session
+        self.model.note_decoding(
+            self._decoder.cache, captured=self.captures, **({"compiled": True} if compiled else {})
+        )
 
     def _fill(self, ids: Tensor) -> None:
         from whisper_flash_attention.captured_decoding import GreedySession
 
         self._length = ids.shape[1]
-        self._weights = self.model.decoder_weights()
+        weights = self.model.decoder_weights()
         if self.uses_session:
             self._session = GreedySession(
-                self._weights,
+                weights,
                 self._shape(self._length + 1),
                 None,
                 None,
                 stores_cross=self._stores_cross,
                 captures=self.captures,
             )
-            self._cache = self._session.cache
             if self._session.states is not None:
                 self._session.hold_states(self.encoded)
-            self._project(self._weights, self._cache)
+            self._decoder = self._decoder_over(weights, self._session.cache)
         else:
-            self._cache = self._empty_cache(self._weights, self._length + 1)
-        self._run(self._weights, self._cache, ids, 0)
+            self._decoder = self._decoder_of(weights, self._length + 1)
+        self._decoder.read_prompt(ids)
 
     def step(self, tokens: Tensor) -> Tensor:
         """The logits of one more token; on CUDA the tokens that a session holds, the chosen one last."""
@@ -146,12 +143,13 @@ class FlashStepper:
         with on_decoding_stream(self.encoded.device):
             self._session.start(tokens, self._length + 1)
             self._session.run(self._length + 1, self._length + 2, None)
-        return self._session.ids
+        ids: Tensor = self._session.ids
+        return ids
 
     def logits(self, tokens: Tensor) -> Tensor:
         """The logits of one more token."""
-        assert self._cache is not None
-        return self._run(self._weights, self._cache, tokens[:, None], self._length)
+        logits: Tensor = self._decoder.step(tokens, self._length + 1)
+        return logits
 
     @contextmanager
     def uncaptured(self) -> Iterator[None]:
@@ -177,29 +175,20 @@ class FlashStepper:
             frames=ENCODER_POSITIONS,
         )
 
-    def _empty_cache(self, weights: Any, capacity: int) -> Any:
+    def _decoder_of(self, weights: Any, capacity: int) -> Any:
         from whisper_flash_attention.kv_cache import CrossBuffer, WhisperKVCache
 
         shape, dtype, device = self._shape(capacity), self.encoded.dtype, self.encoded.device
         buffer = CrossBuffer.empty(shape, dtype, device) if self._stores_cross else None
-        cache = WhisperKVCache(shape, dtype, device, buffer)
-        self._project(weights, cache)
-        return cache
+        return self._decoder_over(weights, WhisperKVCache(shape, dtype, device, buffer))
 
-    def _project(self, weights: Any, cache: Any) -> None:
+    def _decoder_over(self, weights: Any, cache: Any) -> Any:
         from whisper_flash_attention.decode_step import project_cross
+        from whisper_flash_attention.decoder import Decoder as FlashDecoder
 
         if cache.cross_buffer is not None:
             project_cross(weights, cache.cross_buffer, self.encoded, 0)
-
-    def _run(self, weights: Any, cache: Any, ids: Tensor, cached: int) -> Tensor:
-        from whisper_flash_attention.decode_step import causal_mask, run_decoder
-
-        new = ids.shape[1]
-        positions = self._positions[cached : cached + new]
-        mask = causal_mask(new, cached + new, self.encoded.dtype, ids.device)
-        states = None if self._stores_cross else self.encoded
-        return run_decoder(weights, cache, ids.reshape(-1), positions, cached + new, mask, states)
+        return FlashDecoder(weights, cache, None if self._stores_cross else self.encoded)
 
 
 class Decoder(Component):

@@ -64,7 +64,8 @@ class HollowCounter(RoundCounter):
         """What ``func`` returns: zeros of the right layout where it is large and gives numbers, else its result."""
         if func.is_view or _elements(args) < LARGE:
             return super().compute(func, args, kwargs)
-        if func._schema.is_mutable:
+        returns_new = func._schema.returns and all(each.alias_info is None for each in func._schema.returns)
+        if func._schema.is_mutable and not returns_new:
             written = _written(func, args, kwargs)
             return super().compute(func, args, kwargs) if written is None else written
         key = (func, _describe(args), _describe(kwargs.items()) if kwargs else None)

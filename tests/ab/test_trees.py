@@ -10,6 +10,21 @@ from perf_tests.plan import BadInputError
 
 from .conftest import Repository, commit, git
 
+LIBRARY = f"{PACKAGE}/_cpu_step.so"
+# Stands for the compiler: the library is what the source says.
+BUILD = """
+from pathlib import Path
+folder = Path(__file__).parent
+(folder.parent / "_cpu_step.so").write_text((folder / "step.cpp").read_text())
+"""
+
+
+def add_compiled_step(repository: Repository, build: str = BUILD) -> str:
+    repository.write(f"{PACKAGE}/csrc/build.py", build)
+    repository.write(f"{PACKAGE}/csrc/step.cpp", "int step = 1;\n")
+    repository.write(".gitignore", f"/.perf_runs/\n/{LIBRARY}\n")
+    return commit(repository.root, "compiled step")
+
 
 def read(tree: Path) -> tuple[str, str]:
     return (tree / PACKAGE / "__init__.py").read_text(), (tree / "perf_tests" / "__init__.py").read_text()
@@ -31,6 +46,39 @@ def test_a_package_is_the_same_where_only_other_files_differ(repository: Reposit
     revisions = [find_revision(repository.root, asked) for asked in (repository.head, third)]
     base, head = make_sides(repository.root, *revisions, tmp_path / "trees")
     assert base.package_hash == head.package_hash
+
+
+def test_each_side_is_measured_with_its_own_library(repository: Repository, tmp_path: Path) -> None:
+    first = add_compiled_step(repository)
+    repository.write(LIBRARY, "another build's")
+    repository.write(f"{PACKAGE}/csrc/step.cpp", "int step = 2;\n")
+    revisions = [find_revision(repository.root, asked) for asked in (first, ".")]
+    base, head = make_sides(repository.root, *revisions, tmp_path / "trees")
+    assert base.package_hash != head.package_hash
+    assert (base.tree / LIBRARY).read_text() == "int step = 1;\n"
+    assert (head.tree / LIBRARY).read_text() == "int step = 2;\n"
+    assert (repository.root / LIBRARY).read_text() == "another build's"
+
+
+def test_a_side_from_before_the_compiled_step_is_left_alone(
+    repository: Repository, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    revisions = [find_revision(repository.root, asked) for asked in (repository.head, add_compiled_step(repository))]
+    base, head = make_sides(repository.root, *revisions, tmp_path / "trees")
+    assert not (base.tree / LIBRARY).exists()
+    assert (head.tree / LIBRARY).exists()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_library_that_cannot_be_built_is_said(
+    repository: Repository, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = add_compiled_step(repository, 'raise SystemExit("no C++ compiler\\x1b[31m: install one")')
+    revisions = [find_revision(repository.root, asked) for asked in (repository.head, broken)]
+    _, head = make_sides(repository.root, *revisions, tmp_path / "trees")
+    assert head.package_hash
+    line = "head: measured without the compiled step: no C++ compiler\\x1b[31m: install one\n"
+    assert capsys.readouterr().err == line
 
 
 def test_the_working_tree_is_taken_as_it_is(repository: Repository, tmp_path: Path) -> None:

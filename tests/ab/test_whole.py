@@ -43,8 +43,10 @@ def test_one_operator_more_is_found(checkout: Path, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     arguments = ["--processes", "2", "--only", "counters", "--only", "memory", "--json", str(report), "--"]
     command = [sys.executable, "-m", "perf_tests", "ab", base, slower, *arguments, *SMALL, "--perf-rounds", "2"]
-    done = run(command, cwd=checkout, PYTHONPATH=str(checkout))
+    # Without the compiled step, so that the operators are those of `decode_step.py`.
+    done = run(command, cwd=checkout, PYTHONPATH=str(checkout), CXX="/bin/false")
     assert done.returncode == 1, done.stdout + done.stderr
+    assert done.stderr.count("measured without the compiled step: /bin/false") == 2
     assert json.loads(report.read_text())["verdict"] == "REGRESSED"
     assert not list(checkout.glob(".perf_runs/*/trees"))
     assert git(checkout, "status", "--porcelain") == ""

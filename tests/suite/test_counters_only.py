@@ -22,7 +22,7 @@ from perf_tests.models import ZEROS, Weights
 from perf_tests.schema import COUNTED_INFO
 from perf_tests.subject import Place, Stage, Subject
 from perf_tests.validation import validate_run
-from whisper_flash_attention import decoder
+from whisper_flash_attention.decoder import Decoder
 
 from .conftest import CELL
 from .runs import read_run, run, run_suite
@@ -104,13 +104,19 @@ def test_the_peak_of_a_model_of_zeros(implementation: str, dtype: torch.dtype, m
 
 def plant_in_flash(monkeypatch: pytest.MonkeyPatch, every: int) -> None:
     """Let flash's step do one operator more at every so many cached positions."""
-    run_decoder = decoder.run_decoder
+    read_prompt, step = Decoder.read_prompt, Decoder.step
 
-    def run_and_add(weights: Any, cache: Any, tokens: Any, positions: Any, span: int, *rest: Any) -> torch.Tensor:
-        logits = run_decoder(weights, cache, tokens, positions, span, *rest)
+    def read_and_add(self: Decoder, ids: torch.Tensor) -> torch.Tensor:
+        return add(read_prompt(self, ids), ids.shape[1])
+
+    def step_and_add(self: Decoder, tokens: torch.Tensor, length: int) -> torch.Tensor:
+        return add(step(self, tokens, length), length)
+
+    def add(logits: torch.Tensor, span: int) -> torch.Tensor:
         return logits if span % every else logits + 0.0
 
-    monkeypatch.setattr(decoder, "run_decoder", run_and_add)
+    monkeypatch.setattr(Decoder, "read_prompt", read_and_add)
+    monkeypatch.setattr(Decoder, "step", step_and_add)
 
 
 def plant_in_the_original(monkeypatch: pytest.MonkeyPatch) -> None:

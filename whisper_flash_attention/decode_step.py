@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import kernels
 from .kv_cache import CrossBuffer, WhisperKVCache
-from .weights import DecoderWeights, LayerWeights, Norm
+from .weights import DecoderWeights, LayerWeights, Norm, Projection
 
 
 def project_cross(weights: DecoderWeights, cross_buffer: CrossBuffer, states: Tensor, first: int) -> None:
@@ -27,13 +27,19 @@ def project_cross(weights: DecoderWeights, cross_buffer: CrossBuffer, states: Te
         first: The row of the first of them.
     """
     rows = slice(first, first + states.shape[0])
+    in_place = kernels.prefers_product_in_place(states)
     for layer, keys_t, values in zip(weights.layers, *cross_buffer, strict=True):
         # One after the other, so that only one is there twice.
-        for part, target in (
-            (layer.cross_k, keys_t[rows].permute(0, 3, 1, 2)),
-            (layer.cross_v, values[rows].transpose(1, 2)),
-        ):
-            target.copy_(kernels.linear(states, *part).view(target.shape))
+        if in_place:
+            for audio, target in zip(states, keys_t[rows], strict=True):
+                torch.mm(layer.cross_k.weight, audio.t(), out=target.view(-1, audio.shape[0]))
+        else:
+            _put(keys_t[rows].permute(0, 3, 1, 2), states, layer.cross_k)
+        _put(values[rows].transpose(1, 2), states, layer.cross_v)
+
+
+def _put(target: Tensor, states: Tensor, projection: Projection) -> None:
+    target.copy_(kernels.linear(states, *projection).view(target.shape))
 
 
 def run_decoder(

@@ -1,11 +1,13 @@
 """A decoder bound to the buffers of one call, so that a loop has only tokens to hand it."""
 
+import sys
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
+from . import kernels
 from .cpu_step import MOST_ROWS, CompiledStep
 from .decode_step import causal_mask, run_decoder
 from .kv_cache import WhisperKVCache
@@ -87,6 +89,8 @@ class Decoder:
         if self.prompt is not None:
             self.padding = Padding.of_prompt(self.prompt, capacity, buffer.dtype)
         self.compiled = None if self.states is not None else CompiledStep.bind(self.weights, self.cache)
+        # In half precision without hardware PyTorch's products are no better at many rows either.
+        self._most_rows = sys.maxsize if kernels.upcasts(buffer) else MOST_ROWS
         self._first = None
         if self.compiled is not None and self.prompt is not None:
             self._first = self.prompt.first()
@@ -98,7 +102,7 @@ class Decoder:
         length, beams, cache, padded = ids.shape[1], self.cache.shape.beams, self.cache, self.prompt
         dtype, device = cache.self_buffer.dtype, ids.device
         # The beams of one audio have one prompt: it is read once, for all.
-        if self.compiled is not None and ids.numel() // beams <= MOST_ROWS:
+        if self.compiled is not None and ids.numel() // beams <= self._most_rows:
             return self._read_compiled(ids)
         if beams > 1:
             shape = cache.shape._replace(batch=cache.shape.audios, beams=1, capacity=length)

@@ -213,6 +213,7 @@ class WhisperFlashAttention(WhisperAttention):  # type: ignore[misc]
 
     def _project(self, layer: nn.Module, states: Tensor) -> Tensor:
         """Apply a projection, by the faster product where the layer is nothing but its weights."""
-        if kernels.onednn_serves(states) and isinstance(layer, nn.Linear) and kernels.is_plain(layer):
-            return kernels.onednn_linear(states, layer.weight, layer.bias)
+        linear = kernels.linear_for(states)
+        if linear is not kernels.torch_linear and isinstance(layer, nn.Linear) and kernels.is_plain(layer):
+            return linear(states, layer.weight, layer.bias)
         return layer(states)  # type: ignore[no-any-return]

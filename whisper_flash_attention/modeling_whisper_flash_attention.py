@@ -5,7 +5,8 @@ Everything that is not here is the original's: the classes below subclass Transf
 
 from typing import Any, Literal
 
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 from transformers.models.whisper import modeling_whisper
 
@@ -33,8 +34,9 @@ class WhisperEncoderLayer(modeling_whisper.WhisperEncoderLayer):  # type: ignore
     """
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:  # noqa: D102
+        linear = kernels.linear_for(hidden_states)
         fuses = (
-            kernels.onednn_serves(hidden_states)
+            linear is not kernels.torch_linear
             and not self.training
             and kernels.is_exact_gelu(self.activation_fn)
             and type(self.self_attn) is WhisperFlashAttention
@@ -48,10 +50,19 @@ class WhisperEncoderLayer(modeling_whisper.WhisperEncoderLayer):  # type: ignore
             hidden_states=self.self_attn_layer_norm(hidden_states), attention_mask=attention_mask, **kwargs
         )
         hidden_states = attended.add_(hidden_states)
-        expanded = kernels.onednn_linear(
-            self.final_layer_norm(hidden_states), self.fc1.weight, self.fc1.bias, gelu=True
-        )
-        return kernels.onednn_linear(expanded, self.fc2.weight, self.fc2.bias, residual=hidden_states)
+        expanded = linear(self.final_layer_norm(hidden_states), self.fc1.weight, self.fc1.bias, gelu=True)
+        return linear(expanded, self.fc2.weight, self.fc2.bias, residual=hidden_states)
+
+
+class Conv1d(nn.Conv1d):
+    """A convolution of the encoder's, computed in float32 where half precision has no hardware."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: D102
+        if not kernels.upcasts(input) or self.padding_mode != "zeros":
+            return super().forward(input)
+        bias = None if self.bias is None else self.bias.float()
+        shape = (self.stride, self.padding, self.dilation, self.groups)
+        return F.conv1d(input.float(), self.weight.float(), bias, *shape).to(input.dtype)
 
 
 class WhisperFlashAttentionForConditionalGeneration(FastGenerationMixin, WhisperForConditionalGeneration):  # type: ignore[misc]
@@ -79,6 +90,8 @@ class WhisperFlashAttentionForConditionalGeneration(FastGenerationMixin, Whisper
                 module.__class__ = WhisperFlashAttention
             elif type(module) is modeling_whisper.WhisperEncoderLayer:
                 module.__class__ = WhisperEncoderLayer
+            elif type(module) is nn.Conv1d:
+                module.__class__ = Conv1d
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:

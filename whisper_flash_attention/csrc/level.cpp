@@ -172,6 +172,21 @@ Floats erf(Floats x) {
   return x * p / q;
 }
 
+// Fetch the lines `AHEAD` bytes after these `SIZE` numbers. A processor looks ahead by itself, but not far enough where
+// each number takes part in several sums. Milliseconds of a step of tiny.en in float32 without cross-attention, with
+// 4 KiB and without, on a Xeon with AVX-512 whose memory gives two cores 20 to 28 GB/s:
+//
+// | rows    | 1         | 2         | 4         | 8          | 16          |
+// | AVX-512 | 3.4 / 4.2 | 3.1 / 4.0 | 4.5 / 6.6 | 4.5 / 10.0 | 9.5 / 15.7  |
+// | AVX2    | 3.4 / 4.3 | 3.8 / 5.4 | 4.3 / 7.7 | 5.3 / 10.4 | 10.4 / 17.9 |
+//
+// 1 KiB is a fifth slower, 2 to 8 KiB tie. One row on a Zen 3 lost a fifth by it.
+template <int64_t SIZE, int64_t AHEAD = 4096, class Number> void prefetch(const Number *from) {
+  const char *ahead = (const char *)from + AHEAD;
+#pragma GCC unroll 8
+  for (int64_t line = 0; line < SIZE * int64_t(sizeof(Number)); line += 64) __builtin_prefetch(ahead + line);
+}
+
 // ---- Products ------------------------------------------------------------------------------------------------------
 
 // One row of weights times M rows of x, which are `size` long: out[m * stride] = sum over k of weight[k] x[m][k].
@@ -186,6 +201,7 @@ template <class Number, int M> void dot(const Number *weight, const float *x, in
   }
   int64_t k = 0;
   for (; k + SUMS * LANES <= size; k += SUMS * LANES) {
+    if (M > 1 || LANES == 16) prefetch<SUMS * LANES>(weight + k);
 #pragma GCC unroll 8
     for (int i = 0; i < SUMS; ++i) {
       const Floats w = load(weight + k + i * LANES);
@@ -297,6 +313,7 @@ void mix_part(const Number *rows, const float *weights, int64_t count, int64_t s
   for (int64_t i = 0; i < count; ++i) {
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) sums[v] += weights[i] * load(rows + i * size + v * LANES);
+    prefetch<V * LANES>(rows + i * size);
   }
 #pragma GCC unroll 8
   for (int v = 0; v < V; ++v) store(out + v * LANES, sums[v], LANES);
@@ -320,6 +337,8 @@ void score_part(const Number *keys_t, int64_t frames, const float *query, float 
 #pragma GCC unroll 8
   for (int f = 0; f < F; ++f) factors[f] = query[f] * scale;
   auto add = [&](int64_t t, int64_t some) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+    for (int f = 0; f < F; ++f) prefetch<1, 512>(keys_t + f * frames + t);
     Floats total = first ? Floats{} : load(scores + t);
 #pragma GCC unroll 8
     for (int f = 0; f < F; ++f) total += factors[f] * load(keys_t + f * frames + t, some);

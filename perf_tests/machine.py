@@ -31,6 +31,7 @@ def describe_machine(device: str) -> dict[str, Any]:
         "xformers": xformers.version,
         "xformers_problem": xformers.problem,
         **describe_package(),
+        "compiled_step": None if device.startswith("cuda") else describe_compiled_step(),
         "thread_count": torch.get_num_threads(),
         "tf32_matmul": bool(matmul.allow_tf32),
         "tf32_cudnn": bool(torch.backends.cudnn.allow_tf32),
@@ -88,6 +89,16 @@ def describe_package() -> dict[str, str]:
         "package_path": str(folder),
         "package_hash": hash_package(folder),
     }
+
+
+def describe_compiled_step() -> dict[str, str | None] | None:
+    """How the package's compiled step serves; ``None`` where its commit has none."""
+    try:
+        from whisper_flash_attention import cpu_step
+    except ImportError:
+        return None
+    problem = cpu_step.why_not()
+    return {"level": None if problem else cpu_step.LEVELS[cpu_step.level()], "problem": problem}
 
 
 def _describe_gpu(device: str) -> dict[str, Any]:

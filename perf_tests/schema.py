@@ -251,6 +251,23 @@ MACHINE_INFO = (
     Field("whisper_flash_attention", "string", None, "version"),
     Field("package_path", "string", None, "the folder of the package that was measured"),
     Field("package_hash", "string", None, "short hash of the code of the package that was measured"),
+    Field(
+        "compiled_step",
+        "object",
+        None,
+        "the package's compiled step; null on a GPU, and where the commit has none",
+        nullable=True,
+        fields=(
+            Field(
+                "level",
+                "string",
+                None,
+                "the instructions it used, e.g. `avx2`; null where it did not serve",
+                nullable=True,
+            ),
+            Field("problem", "string", None, "why it did not serve", nullable=True),
+        ),
+    ),
     Field("thread_count", "integer", "threads", "torch's intra-op threads"),
     Field("tf32_matmul", "boolean", None, "whether CUDA matrix products may use TF32"),
     Field("tf32_cudnn", "boolean", None, "whether cuDNN may use TF32"),

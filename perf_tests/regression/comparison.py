@@ -10,7 +10,7 @@ from perf_tests.plan import BadInputError
 
 from .calibration import Calibration, Noise, read_calibration
 from .explain import Explanation, to_json
-from .fingerprint import SPEED_ONLY
+from .fingerprint import SPEED_ONLY, STEP
 from .judging import UNCORRECTED, judge_case
 from .pairs import Pair, pair_runs
 from .patterns import matches
@@ -112,6 +112,11 @@ def compare_runs(
             f"BASE is {clean(base.name.partition(':')[0])}, whatever was saved then, and not a baseline that anybody"
             " chose: python -m perf_tests promote RUN NAME makes one"
         )
+    notes += [
+        f"{name}'s commit has no compiled step, the other's has one"
+        for name, run, other in (("BASE", base, head), ("HEAD", head, base))
+        if run.machine_info.get(STEP) is None and other.machine_info.get(STEP) is not None
+    ]
     if base.dirty:
         notes.append("BASE was measured with uncommitted changes")
     notes += [

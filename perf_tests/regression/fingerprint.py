@@ -29,6 +29,9 @@ FINGERPRINT = (
 # Of these, what exact counters and an allocator's peak do not depend on, in runs that were not timed.
 SPEED_ONLY = ("cpu.brand_raw", "python_version")
 
+# What a package's compiled step did, which is the package's and not the machine's: see `step_differences`.
+STEP = "compiled_step"
+
 Scalar = str | int | float | bool | None
 
 
@@ -56,13 +59,26 @@ def differences(
     With ``recorded_only``, keys that either side lacks are left out: plain pytest-benchmark knows but a few.
     """
     ours, theirs = fingerprint_of(base), fingerprint_of(head)
-    return tuple(
+    machines = tuple(
         Difference(key, ours[key], theirs[key])
         for key in FINGERPRINT
         # A type counts: 1 and true are equal in Python, and are different things in a JSON.
         if (type(ours[key]), ours[key]) != (type(theirs[key]), theirs[key])
         and not (recorded_only and None in (ours[key], theirs[key]))
     )
+    return (*machines, *step_differences(base, head))
+
+
+def step_differences(base: Mapping[str, Any], head: Mapping[str, Any]) -> tuple[Difference, ...]:
+    """The compiled step, where a side has one that did not serve, or both have it on unlike levels.
+
+    What would be compared then is not what the commits differ in. A commit without one is judged as it is.
+    """
+    sides = [side if isinstance(side, Mapping) else None for side in (base.get(STEP), head.get(STEP))]
+    shown = [None if side is None else side.get("level") or f"did not serve: {side.get('problem')}" for side in sides]
+    unserved = any(side is not None and side.get("level") is None for side in sides)
+    unlike = None not in sides and shown[0] != shown[1]
+    return (Difference(STEP, *shown),) if unserved or unlike else ()
 
 
 def without(found: Collection[Difference], allow: Collection[str]) -> tuple[Difference, ...]:
@@ -83,4 +99,4 @@ def _lookup(machine_info: Mapping[str, Any], path: str) -> Scalar:
 
 
 def _show(value: object) -> str:
-    return "none" if value is None else clean(value, 60)
+    return "none" if value is None else clean(value, 120)

@@ -5,12 +5,12 @@ from typing import NamedTuple
 
 from perf_tests.plan import BadInputError
 
-from .fingerprint import FINGERPRINT, Difference, differences, without
+from .fingerprint import FINGERPRINT, STEP, Difference, differences, without
 from .records import DEFINITION, Record
 from .runs import Run
 from .text import clean, count_of
 
-ALLOWABLE = (*FINGERPRINT, *DEFINITION, "case_definition")
+ALLOWABLE = (*FINGERPRINT, STEP, *DEFINITION, "case_definition")
 
 
 class Pair(NamedTuple):
@@ -46,11 +46,11 @@ def pair_runs(base: Run, head: Run, allow: Collection[str] = (), *, timed: bool 
         raise BadInputError(f"{clean(base.name)} and {clean(head.name)}: no case in common")
     machines = differences(base.machine_info, head.machine_info, recorded_only=base.plain or head.plain)
     definitions = _definition_differences(common, allow)
-    refused = (*without(machines, allow if timed else FINGERPRINT), *definitions)
+    refused = (*without(machines, allow if timed else (*FINGERPRINT, *allow)), *definitions)
     if refused:
         keys = " ".join(f"--allow {difference.key}" for difference in refused)
         other = ""
-        if not definitions:
+        if not definitions and all(difference.key in FINGERPRINT for difference in refused):
             other = "; the exact numbers compare all the same with --only memory --only counters --only parity"
         raise BadInputError(f"unlike runs: {', '.join(map(str, refused))}; {keys} compares them as they are{other}")
     return Pairing(pairs, machines)

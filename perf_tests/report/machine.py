@@ -24,11 +24,12 @@ def machine_rows(machine_info: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The fingerprint, then what else says what was measured where."""
     rows = [(key, _show(value)) for key, value in fingerprint_of(machine_info).items()]
     gpu, cpu = mapping(machine_info.get("gpu")), mapping(machine_info.get("cpu"))
-    memory = number(gpu.get("memory_bytes"))
+    memory, step = number(gpu.get("memory_bytes")), mapping(machine_info.get("compiled_step"))
     more = {
         "gpu.memory_bytes": None if memory is None else f"{memory / GIGABYTE:.1f} GB",
         "gpu.driver": gpu.get("driver"),
         "gpu.mig": gpu.get("mig"),
+        "compiled_step": step.get("level") or step.get("problem"),
         "cpu.count": cpu.get("count"),
         "cpu.arch": cpu.get("arch"),
         "release": machine_info.get("release"),

@@ -26,6 +26,7 @@ MACHINE = {
     "whisper_flash_attention": "0.1.0",
     "package_path": "/checkout/whisper_flash_attention",
     "package_hash": "0123456789ab",
+    "compiled_step": {"level": "avx2", "problem": None},
     "thread_count": 2,
     "tf32_matmul": False,
     "tf32_cudnn": True,
@@ -133,7 +134,11 @@ def make_run(
 
 def make_cuda(run: dict[str, Any]) -> dict[str, Any]:
     """The same run, as if from a GPU."""
-    run["machine_info"] |= {"gpu": {"name": "A GPU", "compute_capability": "9.0"}, "cuda": "12.8"}
+    run["machine_info"] |= {
+        "gpu": {"name": "A GPU", "compute_capability": "9.0"},
+        "cuda": "12.8",
+        "compiled_step": None,
+    }
     for bench in run["benchmarks"]:
         bench["extra_info"] |= {
             "device": "cuda",

@@ -109,6 +109,38 @@ def test_unlike_machines(key: str, change: Run, compare: Compare, base: Run, hea
     assert key in exact.out
 
 
+UNSERVED = {"level": None, "problem": "it was not built"}
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        (({"level": "avx2", "problem": None}, {"level": "avx512", "problem": None}), "(avx2 / avx512)"),
+        (({"level": "avx2", "problem": None}, UNSERVED), "(avx2 / did not serve: it was not built)"),
+        ((UNSERVED, UNSERVED), "(did not serve: it was not built / did not serve: it was not built)"),
+        ((None, UNSERVED), "(none / did not serve: it was not built)"),
+    ],
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_compiled_step_that_did_not_serve_alike(
+    steps: tuple[Run | None, Run | None], words: str, turned: bool, compare: Compare, base: Run, head: Run
+) -> None:
+    """Nor do exact numbers compare then: they are another step's."""
+    for run, step in zip((head, base) if turned else (base, head), steps, strict=True):
+        run["machine_info"]["compiled_step"] = step
+    words = words if not turned else f"({' / '.join(reversed(words[1:-1].split(' / ')))})"
+    refused(compare(base, head), f"unlike runs: compiled_step {words}; --allow compiled_step compares")
+    refused(compare(base, head, "--only", "counters"), "compiled_step")
+    assert compare(base, head, "--allow", "compiled_step").code == 0
+
+
+def test_a_commit_without_a_compiled_step(compare: Compare, base: Run, head: Run) -> None:
+    del base["machine_info"]["compiled_step"]
+    outcome = compare(base, head)
+    assert outcome.code == 0
+    assert "BASE's commit has no compiled step, the other's has one" in outcome.out
+
+
 def test_nothing_else_refuses(compare: Compare, base: Run, head: Run) -> None:
     head["machine_info"] |= {
         "node": "there",

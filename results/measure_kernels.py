@@ -18,15 +18,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention as attend
+from transformers import WhisperConfig
 
-from whisper_flash_attention import kernels, xformers_backend
-from whisper_flash_attention.decode_step import _attend_to_states
+from whisper_flash_attention import WhisperFlashAttentionForConditionalGeneration, cpu_step, kernels, xformers_backend
+from whisper_flash_attention.cpu_step import CompiledStep
+from whisper_flash_attention.decode_step import _attend_to_states, project_cross, run_decoder
+from whisper_flash_attention.kv_cache import CacheShape, CrossBuffer, WhisperKVCache
+from whisper_flash_attention.weights import HeadProjections
 
 WIDTHS = (384, 512, 768, 1024)
 HEAD_DIM = 64
 SCALE = HEAD_DIM**-0.5
 FRAMES = 1500
 VOCABULARY = 51864
+LAYERS = 4
+CACHED = 64
 CALLS = 20
 REPETITIONS = 5
 TORCH_KERNELS = ("CUDNN_ATTENTION", "FLASH_ATTENTION", "EFFICIENT_ATTENTION", "MATH")
@@ -55,7 +61,10 @@ def main() -> None:
         f"cross-attention of one query, {FRAMES} frames": cross_attention_rows,
         "linear layers": linear_rows,
     }
-    dtypes = (torch.float16, torch.bfloat16, torch.float32) if on_cuda else (torch.float32, torch.bfloat16)
+    if not on_cuda:
+        tables[f"a decoding step of {LAYERS} layers behind {CACHED} positions, to the logits"] = step_rows
+    dtypes = (torch.float16, torch.bfloat16, torch.float32)
+    dtypes = dtypes if on_cuda else dtypes[::-1]
     for dtype in dtypes[:1] if options.small else dtypes:
         for title, rows in tables.items():
             print_table(f"{title}, {str(dtype).removeprefix('torch.')}", rows(widths, dtype, device), device)
@@ -93,10 +102,9 @@ def self_attention_rows(widths: tuple[int, ...], dtype: torch.dtype, device: tor
 def cross_attention_rows(widths: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Iterator[Row]:
     """One query over stored keys and values, and over the encoder states."""
     for width in widths:
-        layer: Any = SimpleNamespace(
-            cross_k=nn.Linear(width, width, bias=False, device=device, dtype=dtype),
-            cross_v=nn.Linear(width, width, device=device, dtype=dtype),
-        )
+        keys = nn.Linear(width, width, bias=False, device=device, dtype=dtype)
+        values = nn.Linear(width, width, device=device, dtype=dtype)
+        layer: Any = SimpleNamespace(cross_heads=HeadProjections.of(keys, values, width // HEAD_DIM))
         for batch in (1, 4, 8, 32):
             shape = batch, width // HEAD_DIM, FRAMES, HEAD_DIM
             query = torch.randn(*shape[:2], 1, HEAD_DIM, device=device).to(dtype)
@@ -105,7 +113,7 @@ def cross_attention_rows(widths: tuple[int, ...], dtype: torch.dtype, device: to
             calls = {
                 "stored, SDPA": partial(attend, query, key, value, scale=SCALE),
                 "stored, products": partial(by_products, query, key, value, None),
-                "states": partial(_attend_to_states, layer, query, states, SCALE),
+                "states": partial(_attend_to_states, layer, query.squeeze(2), states),
             }
             yield Row(f"d {width}, batch {batch}", calls)
 
@@ -119,6 +127,37 @@ def linear_rows(widths: tuple[int, ...], dtype: torch.dtype, device: torch.devic
                 x = torch.randn(rows, inputs, device=device).to(dtype)
                 calls = {"F.linear": partial(F.linear, x, weight), "ours": partial(kernels.linear, x, weight)}
                 yield Row(f"({outputs}, {inputs}), M {rows}", calls)
+
+
+def step_rows(widths: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Iterator[Row]:
+    """The plain step and the compiled one, at each level that this processor has."""
+    for width in widths:
+        config = WhisperConfig(
+            vocab_size=VOCABULARY,
+            d_model=width,
+            encoder_layers=1,
+            decoder_layers=LAYERS,
+            decoder_attention_heads=width // HEAD_DIM,
+            encoder_attention_heads=width // HEAD_DIM,
+            decoder_ffn_dim=4 * width,
+            encoder_ffn_dim=width,
+        )
+        weights = WhisperFlashAttentionForConditionalGeneration(config).to(dtype).decoder_weights()
+        for batch in (1, 4, 16):
+            shape = CacheShape(LAYERS, batch, width // HEAD_DIM, HEAD_DIM, CACHED + 1, FRAMES)
+            cache = WhisperKVCache(shape, dtype, device, CrossBuffer.empty(shape, dtype, device))
+            cache.self_buffer.normal_()
+            project_cross(weights, cache.cross_buffer, torch.randn(batch, FRAMES, width).to(dtype), 0)
+            tokens, position = torch.zeros(batch, 1, dtype=torch.long), torch.tensor([CACHED])
+            calls: dict[str, Callable[[], Any]] = {
+                "plain": partial(run_decoder, weights, cache, tokens.view(-1), position, CACHED + 1, None)
+            }
+            step = CompiledStep.bind(weights, cache)
+            for level in range(cpu_step.level() + 1 if step is not None else 0):
+                calls[cpu_step.LEVELS[level]] = partial(
+                    step.run, tokens, None, None, CACHED, 1, threads=torch.get_num_threads(), level=level
+                )
+            yield Row(f"d {width}, batch {batch}", calls)
 
 
 def by_xformers(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -206,6 +206,7 @@ class FastGenerationMixin(WhisperGenerationMixin):  # type: ignore[misc]
             self._decoding_backend = {"decode": step, "cross": f"{step} over stored keys", "linear": step, "step": step}
             return
         keys = cache.self_keys[0]
+        problem = cpu_step.why_not() if self.device.type == "cpu" else None
         is_shared = cache.cross_buffer is None
         with torch.no_grad():
             linear = "onednn" if kernels.onednn_serves(keys) else "torch"
@@ -213,5 +214,5 @@ class FastGenerationMixin(WhisperGenerationMixin):  # type: ignore[misc]
             "decode": "sdpa" if kernels.prefers_fused(keys, keys) else "matmul",
             "cross": f"matmul over {'encoder states' if is_shared else 'stored keys'}",
             "linear": linear,
-            "step": "graph" if captured else "eager",
+            "step": "graph" if captured else f"eager: {problem}" if problem else "eager",
         }

@@ -5,7 +5,6 @@ Everything that is not here is the original's: the classes below subclass Transf
 
 from typing import Any, Literal
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 from transformers.models.whisper import modeling_whisper
@@ -58,11 +57,10 @@ class Conv1d(nn.Conv1d):
     """A convolution of the encoder's, computed in float32 where half precision has no hardware."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: D102
-        if not kernels.upcasts(input) or self.padding_mode != "zeros":
+        if not kernels.upcasts(input):
             return super().forward(input)
         bias = None if self.bias is None else self.bias.float()
-        shape = (self.stride, self.padding, self.dilation, self.groups)
-        return F.conv1d(input.float(), self.weight.float(), bias, *shape).to(input.dtype)
+        return self._conv_forward(input.float(), self.weight.float(), bias).to(input.dtype)
 
 
 class WhisperFlashAttentionForConditionalGeneration(FastGenerationMixin, WhisperForConditionalGeneration):  # type: ignore[misc]

@@ -60,7 +60,8 @@ class Conv1d(nn.Conv1d):
         if not kernels.upcasts(input):
             return super().forward(input)
         bias = None if self.bias is None else self.bias.float()
-        return self._conv_forward(input.float(), self.weight.float(), bias).to(input.dtype)
+        wide: Tensor = self._conv_forward(input.float(), self.weight.float(), bias)
+        return wide.to(input.dtype)
 
 
 class WhisperFlashAttentionForConditionalGeneration(FastGenerationMixin, WhisperForConditionalGeneration):  # type: ignore[misc]

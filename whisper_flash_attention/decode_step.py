@@ -39,7 +39,12 @@ def project_cross(weights: DecoderWeights, cross_buffer: CrossBuffer, states: Te
 
 
 def _put(target: Tensor, states: Tensor, projection: Projection) -> None:
-    target.copy_(kernels.linear(states, *projection).view(target.shape))
+    frames = target.shape[1]
+    # In half precision without hardware a part at a time: beside it there are numbers in float32.
+    step = kernels.QUERY_CHUNK if kernels.upcasts(states) else frames
+    for start in range(0, frames, step):
+        part = target[:, start : start + step]
+        part.copy_(kernels.linear(states[:, start : start + step], *projection).view(part.shape))
 
 
 def run_decoder(

@@ -47,8 +47,8 @@ from transformers.models.whisper.modeling_whisper import WhisperPositionalEmbedd
 UPCAST_ROWS = 32
 """Rows from which a product in half precision without hardware is worth upcasting the weight."""
 
-UPCAST_CHUNK = 500
-"""Rows of such a product at a time, so that what is in float32 stays small beside the activations."""
+UPCAST_NUMBERS = 192 * 1024
+"""Results or operands of such a product at a time, so that what is in float32 stays small beside the activations."""
 
 QUERY_CHUNK = 500
 """Queries per chunk of the bfloat16 encoder attention on a CPU: 128 to 1500 were tried, 500 to 1500 tie, and the
@@ -179,8 +179,9 @@ def upcast_linear(
     wide_bias = None if bias is None else bias.float()
     added = None if residual is None else residual.reshape(len(rows), -1)
     y = x.new_empty(*x.shape[:-1], len(weight))
-    for start in range(0, len(rows), UPCAST_CHUNK):
-        chunk = slice(start, start + UPCAST_CHUNK)
+    step = max(UPCAST_NUMBERS // max(weight.shape), 1)
+    for start in range(0, len(rows), step):
+        chunk = slice(start, start + step)
         wide_added = None if added is None else added[chunk].float()
         y.view(len(rows), -1)[chunk] = linear(
             rows[chunk].float(), wide_weight, wide_bias, gelu=gelu, residual=wide_added
@@ -195,6 +196,33 @@ def prefers_chunked_attention(query: Tensor, key: Tensor) -> bool:
     """
     has_length = query.shape[2] >= QUERY_CHUNK and key.shape[2] > 1
     return query.dtype == torch.bfloat16 and has_length and onednn_serves(query) and not _has_tiles()
+
+
+def upcast_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
+    """A convolution along the last axis in float32, of zero-padded `(…, in, frames)`, some frames at a time.
+
+    Args:
+        x: `(…, in, frames)`.
+        weight: `(out, in, width)`.
+        bias: `(out,)`, or None.
+        stride: Frames from one output to the next.
+        padding: Zeros on either side.
+
+    Returns:
+        `(…, out, (frames + 2 · padding - width) // stride + 1)`.
+    """
+    (outputs, _, width), frames = weight.shape, x.shape[-1]
+    wide_weight, wide_bias = weight.float(), None if bias is None else bias.float()
+    y = x.new_empty(*x.shape[:-2], outputs, (frames + 2 * padding - width) // stride + 1)
+    step = max(UPCAST_NUMBERS // outputs, 1)
+    for start in range(0, y.shape[-1], step):
+        chunk = y[..., start : start + step]
+        first = start * stride - padding
+        end = first + (chunk.shape[-1] - 1) * stride + width
+        seen = x[..., max(first, 0) : min(end, frames)].float()
+        seen = F.pad(seen, (max(-first, 0), max(end - frames, 0)))
+        chunk.copy_(F.conv1d(seen, wide_weight, wide_bias, stride))
+    return y
 
 
 @functools.cache

@@ -57,11 +57,10 @@ class Conv1d(nn.Conv1d):
     """A convolution of the encoder's, computed in float32 where half precision has no hardware."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: D102
-        if not kernels.upcasts(input):
+        is_whispers = self.padding_mode == "zeros" and self.dilation == (1,) and self.groups == 1
+        if not (is_whispers and isinstance(self.padding, tuple) and kernels.upcasts(input)):
             return super().forward(input)
-        bias = None if self.bias is None else self.bias.float()
-        wide: Tensor = self._conv_forward(input.float(), self.weight.float(), bias)
-        return wide.to(input.dtype)
+        return kernels.upcast_convolution(input, self.weight, self.bias, self.stride[0], self.padding[0])
 
 
 class WhisperFlashAttentionForConditionalGeneration(FastGenerationMixin, WhisperForConditionalGeneration):  # type: ignore[misc]

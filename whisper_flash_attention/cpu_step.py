@@ -87,7 +87,7 @@ class _Call(ctypes.Structure):
 _ERRORS = {
     1: (IndexError, "a token id is not in the vocabulary"),
     2: (IndexError, "a position is not in the position embedding"),
-    3: (IndexError, "a position is not in the cache"),
+    3: (IndexError, "a position or a slot is not in the cache"),
     4: (RuntimeError, "the scratch is too small"),
     5: (RuntimeError, "this processor lacks the level that was asked for"),
 }
@@ -246,6 +246,7 @@ class CompiledStep:
 
         Raises:
             IndexError: A token, a place or a position is out of range; nothing was written then.
+            ValueError: A tensor is of another dtype or shape.
         """
         buffer, cross = self.cache.self_buffer, self.cache.cross_buffer
         assert cross is not None
@@ -265,8 +266,11 @@ class CompiledStep:
     ) -> Tensor:
         """What the operator does, by so many threads at a level of `LEVELS`."""
         given = [None if each is None else each.contiguous() for each in (tokens, places, first)]
-        if any(each is not None and (each.dtype != torch.long or each.shape != tokens.shape) for each in given):
-            raise ValueError("The compiled decoding step: tokens, places and first are int64 of one shape.")
+        are_alike = all(each is None or (each.dtype == torch.long and each.shape == tokens.shape) for each in given)
+        if tokens.dim() != 2 or not tokens.numel() or not are_alike:
+            raise ValueError(
+                "The compiled decoding step: tokens, places and first are int64 of one shape, of two axes."
+            )
         logits = torch.empty(len(tokens), self.vocabulary_size, dtype=self._dtype)
         needed = self._library.wfa_scratch_size(self._decoder, tokens.numel(), threads)
         if len(self._scratch) < needed:

@@ -169,7 +169,8 @@ Floats erf(Floats x) {
   q = q * s + 0.11098505178285362f;
   q = q * s + 0.49746925110067538f;
   q = q * s + 1.0f;
-  return x * p / q;
+  const Floats y = x * p / q;
+  return select(y > 1.0f, all(1.0f), select(y < -1.0f, all(-1.0f), y));
 }
 
 // Fetch the lines `AHEAD` bytes after these `SIZE` numbers. A processor looks ahead by itself, but not far enough where

@@ -85,7 +85,9 @@ EXPORT int64_t wfa_scratch_size(const Decoder &decoder, int64_t rows, int64_t th
 
 static Result check(const Decoder &decoder, const Call &call) {
   const int64_t sequences = call.rows / call.fresh;
-  if (call.start < 0 || call.start + call.fresh > decoder.capacity || (sequences - 1) * call.stride >= decoder.slots) {
+  // Every audio has as many rows as any other: one from each of its slots, or one for all of them.
+  const bool fills_slots = decoder.slots % sequences == 0 && call.stride == decoder.slots / sequences;
+  if (call.start < 0 || call.start > decoder.capacity - call.fresh || !fills_slots) {
     return CACHE_OUT_OF_RANGE;
   }
   for (int64_t row = 0; row < call.rows; ++row) {

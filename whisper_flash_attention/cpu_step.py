@@ -307,10 +307,13 @@ class CompiledStep:
         Raises:
             _RefusedError: They do not lie in the memory, in rows, as mere numbers of the cache's dtype.
         """
-        if not kernels.is_plain_tensor(tensor) or tensor.dtype != self._dtype or tensor.shape != shape:
+        # The alias is looked at, since another thread may give a parameter other numbers at any time.
+        held = tensor.detach()
+        is_plain = kernels.is_plain_tensor(tensor) and kernels.is_plain_tensor(held)
+        if not is_plain or held.dtype != self._dtype or held.shape != shape:
             raise _RefusedError
-        self._held.append(tensor.detach())
-        return self._held[-1].data_ptr()
+        self._held.append(held)
+        return held.data_ptr()
 
 
 _SQUARE = ("query", "key", "value", "self_out", "cross_query", "cross_out")

@@ -127,7 +127,7 @@ def make_case(plan: Plan, seed: int = 0) -> Case:
 
     weights = DecoderWeights(
         token_embedding=numbers(VOCABULARY, width, scale=0.3),
-        position_embedding=numbers(shape.capacity, width, scale=0.6),
+        position_embedding=numbers(shape.capacity + 1, width, scale=0.6),
         layers=tuple(layer() for _ in range(plan.layers)),
         norm=norm(),
         vocabulary=projection(VOCABULARY, width),

@@ -201,6 +201,15 @@ def test_what_is_out_of_range_writes_nothing(case: str) -> None:
     assert step(TWO, 6).isfinite().all()
 
 
+def test_sequences_that_the_audios_do_not_share_are_refused() -> None:
+    """Two audios of three beams each: a sequence for all slots, or one for each audio, but not three."""
+    decoder = make_case(Plan(sequences=6, beams=3))
+    with pytest.raises(IndexError, match="a slot is not in the cache"):
+        decoder.bind()(torch.tensor([[1], [2], [3]]), 0, stride=2)
+    for sequences, stride in ((6, 1), (2, 3)):
+        assert decoder.bind()(torch.ones(sequences, 1, dtype=torch.long), 0, stride=stride).isfinite().all()
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -233,6 +242,7 @@ def test_parameters_that_are_replaced_are_read_to_the_end(dtype: torch.dtype) ->
     plan = Plan(dtype=dtype)
     case, tokens = make_case(plan), plan.tokens()
     expected, step = read(case, tokens, 0), case.bind()
+    sizes, addresses = {held.nbytes for held in step._held}, {held.data_ptr() for held in step._held}
 
     def replace(tensor: Tensor) -> Tensor:
         tensor.data = torch.full((1,), torch.nan)
@@ -241,7 +251,6 @@ def test_parameters_that_are_replaced_are_read_to_the_end(dtype: torch.dtype) ->
     mapped(case.weights, replace)
     gc.collect()
     # Whatever had been freed would be among what is given out next.
-    sizes, addresses = {held.nbytes for held in step._held}, {held.data_ptr() for held in step._held}
     given = [torch.full((size,), 255, dtype=torch.uint8) for size in sizes for _ in range(50)]
     assert not addresses & {tensor.data_ptr() for tensor in given}
     assert_same_bits(Read(step(tokens, 0), case.cache.self_buffer), expected)

@@ -26,7 +26,8 @@ def run_tests(library: Path, *flags: str, **environment: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CXX", "g++")
         cpu_step._build_script().build(library, flags=["-O1", *flags])
-    options = ["-q", "-p", "no:cacheprovider", "-p", "tests.model.other_step_library"]
+    options = ["-q", "--capture=sys", "-p", "no:cacheprovider", "-p", "tests.model.other_step_library"]
+    options += ["-k", "not forked"]  # in processes of their own, which the package's library serves
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "tests/model/test_cpu_step.py", *options],
         cwd=ROOT,

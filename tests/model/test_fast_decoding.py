@@ -186,7 +186,7 @@ def test_a_step_that_cannot_be_captured_runs_as_it_is(monkeypatch: pytest.Monkey
             assert_same(pair.flash.generate(mel_features(2), **FORCED), expected)
         assert_same(pair.flash.generate(mel_features(2), **FORCED), expected)
     assert len(sessions) == 1
-    assert pair.flash.attention_backend["step"] == "eager"
+    assert pair.flash.attention_backend["step"].startswith("eager")
 
 
 def test_criteria_that_the_loop_does_not_know(pair: Pair) -> None:

@@ -19,7 +19,7 @@ SOURCES = Path(__file__).resolve().parent
 LIBRARY = SOURCES.parent / "_cpu_step.so"
 """Where the package looks for it."""
 
-COMPILERS = ("c++", "g++", "clang++")
+COMPILERS = ("c++", "g++")
 # The library is made on one machine and used on another, so -march=native is none of these; nor is -ffast-math, which
 # sets another floating-point mode for all of the process that loads the library.
 FLAGS = (
@@ -91,6 +91,9 @@ def build(library: Path = LIBRARY, *, flags: Sequence[str] = ()) -> Path:
             _run(commands)
             linked = folder / library.name
             _run([[*compiler, *LINK_FLAGS, *flags, *objects, "-o", str(linked)]])
+            # Two pools of OpenMP's threads in one process slow each other, and clang brings another than PyTorch's.
+            if b"libgomp.so.1" not in linked.read_bytes():
+                raise BuildError(f"{compiler[0]} links another OpenMP than PyTorch's libgomp; name GCC's g++ in $CXX")
             linked.replace(library)
     except OSError as error:
         raise BuildError(f"{error.filename}: {error.strerror}; the compiled decoding step could not be built") from None

@@ -86,7 +86,9 @@ EXPORT int64_t wfa_scratch_size(const Decoder &decoder, int64_t rows, int64_t th
 static Result check(const Decoder &decoder, const Call &call) {
   const int64_t sequences = call.rows / call.fresh;
   // Every audio has as many rows as any other: one from each of its slots, or one for all of them.
-  const bool fills_slots = decoder.slots % sequences == 0 && call.stride == decoder.slots / sequences;
+  const int64_t audios = decoder.slots / decoder.beams;
+  const bool fills_slots =
+      decoder.slots % sequences == 0 && call.stride == decoder.slots / sequences && sequences % audios == 0;
   if (call.start < 0 || call.start > decoder.capacity - call.fresh || !fills_slots) {
     return CACHE_OUT_OF_RANGE;
   }

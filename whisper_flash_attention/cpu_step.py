@@ -213,10 +213,11 @@ class CompiledStep:
     @classmethod
     def bind(cls, weights: DecoderWeights, cache: WhisperKVCache) -> Self | None:
         """Bind a decoder and a cache that the compiled step serves; None for others."""
+        if not kernels.is_plain_inference(cache.self_buffer) or cache.self_buffer.dtype not in _DTYPES:
+            return None
+        # Asked for only now: a process that decodes on a GPU is told nothing about a CPU.
         library = None if why_not() else _load()
         if not isinstance(library, ctypes.CDLL) or cache.cross_buffer is None or not weights.layers:
-            return None
-        if not kernels.is_plain_inference(cache.self_buffer) or cache.self_buffer.dtype not in _DTYPES:
             return None
         try:
             return cls(weights, cache, library)

@@ -150,11 +150,14 @@ def torch_linear(
 @functools.cache
 def _native_half_dtypes() -> frozenset[torch.dtype]:
     """The dtypes of 16 bits whose products this machine's CPU has instructions for."""
-    native = {
-        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
-        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
-    }
-    return frozenset(dtype for dtype, supported in native.items() if supported())
+    asked = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+    if platform.machine() not in {"x86_64", "AMD64"}:  # not measured: left to PyTorch
+        return frozenset(asked)
+    return frozenset(
+        dtype
+        for dtype, name in asked.items()
+        if not hasattr(torch.ops.mkldnn, name) or getattr(torch.ops.mkldnn, name)()
+    )
 
 
 def upcasts(x: Tensor) -> bool:

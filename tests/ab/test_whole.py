@@ -14,7 +14,7 @@ from tests.suite.runs import ROOT, run
 from .conftest import commit, git
 
 CASE = "test_generate[tiny.en-2-single-flash]"
-STEP = "whisper_flash_attention/decode_step.py"
+STEP = "whisper_flash_attention/choosing.py"
 SMALL = ("-p", "tests.suite.small_checkpoints", "--perf-checkpoint", "tiny.en", "--perf-decoder-layers", "2")
 
 
@@ -35,18 +35,16 @@ def test_one_operator_more_is_found(checkout: Path, tmp_path: Path) -> None:
     """That a word in the README is not: `tests/ci/test_job.py`."""
     base = git(checkout, "rev-parse", "HEAD")
     step = checkout / STEP
-    marker = "    hidden = "
+    marker = "        scores = logits.float()"
     source = step.read_text()
     assert marker in source
-    step.write_text(source.replace(marker, f"    torch.zeros(1)\n{marker}", 1))
+    step.write_text(source.replace(marker, f"        torch.zeros(1)\n{marker}", 1))
     slower = commit(checkout, "an operator too many")
     report = tmp_path / "report.json"
     arguments = ["--processes", "2", "--only", "counters", "--only", "memory", "--json", str(report), "--"]
     command = [sys.executable, "-m", "perf_tests", "ab", base, slower, *arguments, *SMALL, "--perf-rounds", "2"]
-    # Without the compiled step, so that the operators are those of `decode_step.py`.
-    done = run(command, cwd=checkout, PYTHONPATH=str(checkout), CXX="/bin/false")
+    done = run(command, cwd=checkout, PYTHONPATH=str(checkout))
     assert done.returncode == 1, done.stdout + done.stderr
-    assert done.stderr.count("measured without the compiled step: /bin/false") == 2
     assert json.loads(report.read_text())["verdict"] == "REGRESSED"
     assert not list(checkout.glob(".perf_runs/*/trees"))
     assert git(checkout, "status", "--porcelain") == ""

@@ -1,7 +1,7 @@
 """The compiled decoding step: all of a decoder in one call of a C++ library, on a CPU.
 
-PyTorch's operators read weights that lie by rows, for one row of activations, at 10 to 60 % of the memory's speed, and
-a step of some forty of them per layer spends milliseconds between them. `csrc/` reads every weight once, where it
+PyTorch's operators read weights that lie by rows, for one row of activations, at 10 to 60 % of the memory's speed (on a
+Zen 3), and a step of many of them spends milliseconds between them. `csrc/` reads every weight once, where it
 lies, in float32, bfloat16 and float16, and needs none of torch's headers: the library is built where the package is
 installed (`csrc/build.py`) and may be missing. Then, and for what it does not take, the step of `decode_step.py`
 serves, which stays the reference.

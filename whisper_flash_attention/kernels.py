@@ -163,7 +163,8 @@ def _native_half_dtypes() -> frozenset[torch.dtype]:
 def upcasts(x: Tensor) -> bool:
     """Whether products and convolutions of many rows `x` are computed in float32: half precision without hardware.
 
-    The encoder of tiny.en and its parts, milliseconds, on a Xeon held to AVX2, in the dtype / here:
+    The encoder of tiny.en and its parts, milliseconds by PyTorch in each dtype, on a Xeon held to AVX2.
+    Upcast, it takes 273 in bfloat16 and 272 in float16, 13 of them in convolutions:
 
     | | all | convolutions | `fc1` | SDPA |
     |---|---|---|---|---|

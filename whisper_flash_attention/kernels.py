@@ -131,10 +131,17 @@ def onednn_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = False, residual: Tensor | None = None
 ) -> Tensor:
     """`linear` by oneDNN, where it serves."""
+    if not are_of_one_dtype(x, weight, bias, residual):
+        return torch_linear(x, weight, bias, gelu=gelu, residual=residual)
     product = torch.ops.mkldnn._linear_pointwise
     if residual is not None:
         return product.binary(x, residual, weight, bias, "add")  # type: ignore[no-any-return]
     return product(x, weight, bias, "gelu" if gelu else "none", [], "none")  # type: ignore[no-any-return]
+
+
+def are_of_one_dtype(*tensors: Tensor | None) -> bool:
+    """Whether tensors, but for those that are None, have one dtype; PyTorch refuses or promotes the others."""
+    return len({tensor.dtype for tensor in tensors if tensor is not None}) == 1
 
 
 def torch_linear(
@@ -179,6 +186,8 @@ def upcast_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = False, residual: Tensor | None = None
 ) -> Tensor:
     """`linear` in float32, from a weight that is upcast for this product alone, some rows at a time."""
+    if not are_of_one_dtype(x, weight, bias, residual):
+        return torch_linear(x, weight, bias, gelu=gelu, residual=residual)
     rows, wide_weight = x.reshape(-1, x.shape[-1]), weight.float()
     wide_bias = None if bias is None else bias.float()
     added = None if residual is None else residual.reshape(len(rows), -1)

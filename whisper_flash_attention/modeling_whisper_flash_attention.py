@@ -58,7 +58,12 @@ class Conv1d(nn.Conv1d):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: D102
         is_whispers = self.padding_mode == "zeros" and self.dilation == (1,) and self.groups == 1
-        if not (is_whispers and isinstance(self.padding, tuple) and kernels.upcasts(input)):
+        if not (
+            is_whispers
+            and isinstance(self.padding, tuple)
+            and kernels.upcasts(input)
+            and kernels.are_of_one_dtype(input, self.weight, self.bias)
+        ):
             return super().forward(input)
         return kernels.upcast_convolution(input, self.weight, self.bias, self.stride[0], self.padding[0])
 

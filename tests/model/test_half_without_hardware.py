@@ -72,6 +72,14 @@ def test_the_encoder_errs_no_more_than_the_original(dtype: torch.dtype, monkeypa
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@torch.no_grad()
+def test_features_of_another_dtype_than_the_model_raise(dtype: torch.dtype) -> None:
+    for model in make_pair():
+        with pytest.raises(RuntimeError):
+            model.model.encoder(mel_features(1, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_generate(dtype: torch.dtype) -> None:
     pair, features = make_pair(dtype), mel_features(2, dtype=dtype)
     flash, original = (model.generate(features, max_new_tokens=6, min_new_tokens=6) for model in pair)

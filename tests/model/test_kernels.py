@@ -1,6 +1,7 @@
 """Each kernel against the plain formula."""
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -44,6 +45,27 @@ def test_gelu_is_the_exact_one() -> None:
     exact = 0.5 * x * (1 + torch.erf(x / 2**0.5))
     assert_close(kernels.linear(x, identity, gelu=True), exact, 1e-6)
     assert (F.gelu(x, approximate="tanh") - exact).abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("product", [kernels.onednn_linear, kernels.upcast_linear], ids=lambda product: product.__name__)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@torch.no_grad()
+def test_mixed_dtypes_are_left_to_pytorch(dtype: torch.dtype, product: Callable[..., torch.Tensor]) -> None:
+    """It refuses most, and promotes a residual."""
+    x = numbers(40, 24, dtype=dtype)
+    for of_weight, of_bias, of_residual in itertools.product(DTYPES, [*DTYPES, None], [*DTYPES, None]):
+        if {of_weight, of_bias, of_residual} <= {dtype, None}:
+            continue
+        weight = numbers(32, 24, dtype=of_weight)
+        bias = None if of_bias is None else numbers(32, dtype=of_bias)
+        residual = None if of_residual is None else numbers(40, 32, dtype=of_residual)
+        try:
+            expected = kernels.torch_linear(x, weight, bias, residual=residual)
+        except RuntimeError:
+            with pytest.raises(RuntimeError, match="same dtype"):
+                product(x, weight, bias, residual=residual)
+        else:
+            torch.testing.assert_close(product(x, weight, bias, residual=residual), expected, rtol=0, atol=0)
 
 
 def test_linear_keeps_gradients() -> None:

@@ -47,7 +47,9 @@ def test_gelu_is_the_exact_one() -> None:
     assert (F.gelu(x, approximate="tanh") - exact).abs().max() > 1e-5
 
 
-@pytest.mark.parametrize("product", [kernels.onednn_linear, kernels.upcast_linear], ids=lambda product: product.__name__)
+@pytest.mark.parametrize(
+    "product", [kernels.onednn_linear, kernels.upcast_linear], ids=lambda product: product.__name__
+)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @torch.no_grad()
 def test_mixed_dtypes_are_left_to_pytorch(dtype: torch.dtype, product: Callable[..., torch.Tensor]) -> None:

@@ -218,6 +218,22 @@ def test_limits_are_measured_in_all_ways(monkeypatch: pytest.MonkeyPatch) -> Non
     assert found["flops_ways"]["float32"].endswith("8x16x32")
 
 
+@pytest.mark.parametrize(("half", "expected"), [(3.0, (7.0, "upcast: in float32")), (9.0, (9.0, "in float16"))])
+def test_half_precision_on_a_cpu_is_limited_by_the_faster_of_both(
+    half: float, expected: tuple[float, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without instructions for it, products are computed in float32."""
+    rates = {torch.float32: 7.0, torch.bfloat16: 1.0, torch.float16: half}
+    monkeypatch.setattr(limits, "_moves", lambda place: None)
+    monkeypatch.setattr(limits, "_products", lambda place, dtype: dtype)
+    monkeypatch.setattr(
+        limits, "_best", lambda dtype, place: (rates[dtype], f"in {dtype}".replace("torch.", "")) if dtype else (1.0, "")
+    )
+    found = limits.measure_limits(Place(torch.device("cpu"), torch.float16))
+    assert (found["flops_per_second"]["float16"], found["flops_ways"]["float16"]) == expected
+    assert found["flops_per_second"]["float32"] == 7.0
+
+
 def test_a_limit_is_what_the_best_way_keeps_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither what its first call took nor what a lucky one did."""
     clock = [0.0]

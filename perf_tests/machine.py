@@ -1,6 +1,7 @@
 """pytest plugin: what the run's ``machine_info`` says about the GPU, the libraries and torch's switches."""
 
 import functools
+import importlib
 import warnings
 from importlib import metadata
 from pathlib import Path
@@ -93,12 +94,14 @@ def describe_package() -> dict[str, str]:
 
 def describe_compiled_step() -> dict[str, str | None] | None:
     """How the package's compiled step serves; ``None`` where its commit has none."""
-    try:
-        from whisper_flash_attention import cpu_step
-    except ImportError:
-        return None
-    problem = cpu_step.why_not()
-    return {"level": None if problem else cpu_step.LEVELS[cpu_step.level()], "problem": problem}
+    for name in ("cpu_library", "cpu_step"):  # the latter in the first commits that had it
+        try:
+            library: Any = importlib.import_module(f"whisper_flash_attention.{name}")
+        except ImportError:
+            continue
+        problem = library.why_not()
+        return {"level": None if problem else library.LEVELS[library.level()], "problem": problem}
+    return None
 
 
 def _describe_gpu(device: str) -> dict[str, Any]:

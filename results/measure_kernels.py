@@ -20,7 +20,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention as attend
 from transformers import WhisperConfig
 
-from whisper_flash_attention import WhisperFlashAttentionForConditionalGeneration, cpu_step, kernels, xformers_backend
+from whisper_flash_attention import (
+    WhisperFlashAttentionForConditionalGeneration,
+    cpu_library,
+    kernels,
+    xformers_backend,
+)
 from whisper_flash_attention.cpu_step import CompiledStep
 from whisper_flash_attention.decode_step import _attend_to_states, project_cross, run_decoder
 from whisper_flash_attention.kv_cache import CacheShape, CrossBuffer, WhisperKVCache
@@ -153,8 +158,8 @@ def step_rows(widths: tuple[int, ...], dtype: torch.dtype, device: torch.device)
                 "plain": partial(run_decoder, weights, cache, tokens.view(-1), position, CACHED + 1, None)
             }
             step = CompiledStep.bind(weights, cache)
-            for level in range(cpu_step.level() + 1 if step is not None else 0):
-                calls[cpu_step.LEVELS[level]] = partial(
+            for level in range(cpu_library.level() + 1 if step is not None else 0):
+                calls[cpu_library.LEVELS[level]] = partial(
                     step.run, tokens, None, None, CACHED, 1, threads=torch.get_num_threads(), level=level
                 )
             yield Row(f"d {width}, batch {batch}", calls)

@@ -2,8 +2,7 @@
 
 PyTorch's operators read weights that lie by rows, for one row of activations, at 10 to 60 % of the memory's speed (on a
 Zen 3), and a step of many of them spends milliseconds between them. `csrc/` reads every weight once, where it
-lies, in float32, bfloat16 and float16, and needs none of torch's headers: the library is built where the package is
-installed (`csrc/build.py`) and may be missing. Then, and for what it does not take, the step of `decode_step.py`
+lies, in float32, bfloat16 and float16. Where it is missing, and for what it does not take, the step of `decode_step.py`
 serves, which stays the reference.
 
 A row is a token with a slot of the cache, a position in it and the first position that it sees: prompts, batches,
@@ -11,14 +10,7 @@ beams and padding are one code.
 """
 
 import ctypes
-import functools
-import importlib.util
 import itertools
-import logging
-import os
-import sys
-from pathlib import Path
-from types import ModuleType
 from typing import Any, Self
 from weakref import WeakValueDictionary
 
@@ -26,21 +18,13 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from . import kernels
+from . import cpu_library, kernels
+from .cpu_library import DTYPES
 from .kv_cache import WhisperKVCache
 from .weights import DecoderWeights, LayerWeights, Norm, Projection
 
-SWITCH = "WHISPER_FLASH_ATTENTION_CPU_STEP"
-"""Environment variable: "off" leaves the compiled step unused."""
-
 MOST_ROWS = 32
 """Up to so many new tokens go through the compiled step together; PyTorch's products are better at more."""
-
-LEVELS = ("portable", "avx2", "avx512")
-"""What the library is compiled for, as it numbers them."""
-
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_logger = logging.getLogger(__name__)
 
 
 class _Norm(ctypes.Structure):
@@ -84,76 +68,6 @@ class _Call(ctypes.Structure):
     )
 
 
-_ERRORS = {
-    1: (IndexError, "a token id is not in the vocabulary"),
-    2: (IndexError, "a position is not in the position embedding"),
-    3: (IndexError, "a position or a slot is not in the cache"),
-    4: (RuntimeError, "the scratch is too small"),
-    5: (RuntimeError, "this processor lacks the level that was asked for"),
-}
-
-
-def why_not() -> str | None:
-    """Why the compiled step serves nothing in this process; None where it serves."""
-    if os.environ.get(SWITCH, "").lower() in {"off", "0", "false", "no"}:
-        return f"{SWITCH} is off"
-    library = _load()
-    return library if isinstance(library, str) else None
-
-
-@functools.cache
-def _load() -> ctypes.CDLL | str:
-    """Load the library; a reason where that cannot be."""
-    found = _find()
-    if isinstance(found, str):
-        _logger.warning("Decoding on a CPU goes without the compiled step: %s.", found)
-    return found
-
-
-def _find() -> ctypes.CDLL | str:
-    if sys.platform != "linux":
-        return "it is there for Linux alone"
-    build = _build_script()
-    if not build.carries(build.LIBRARY, build.source_hash()):
-        problem = "it was built from other sources" if build.LIBRARY.exists() else "it was not built"
-        return f"{problem}; with a C++ compiler, run: {sys.executable} {build.__file__}"
-    # Two pools of OpenMP's threads in one process slow each other: the library must find torch's.
-    try:
-        ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD)
-    except OSError:
-        return "PyTorch brought no libgomp.so.1, whose threads it would share"
-    try:
-        library = ctypes.CDLL(str(build.LIBRARY))
-    except OSError as error:
-        return f"it cannot be loaded: {error}"
-    library.wfa_scratch_size.argtypes = [ctypes.POINTER(_Decoder), ctypes.c_int64, ctypes.c_int64]
-    library.wfa_step.argtypes = [ctypes.POINTER(_Decoder), ctypes.POINTER(_Call)]
-    library.wfa_has_level.argtypes = [ctypes.c_int64]
-    for function in (library.wfa_scratch_size, library.wfa_step, library.wfa_has_level):
-        function.restype = ctypes.c_int64
-    return library
-
-
-def _build_script() -> ModuleType:
-    # By its path: the folder of sources is no package, and an install has no other name for it.
-    path = Path(__file__).with_name("csrc") / "build.py"
-    spec = importlib.util.spec_from_file_location(f"{__package__}.csrc.build", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@functools.cache
-def level() -> int:
-    """The highest level that this processor has and PyTorch was not told to keep from (`ATEN_CPU_CAPABILITY`)."""
-    library = _load()
-    assert isinstance(library, ctypes.CDLL)
-    most = {"AVX2": 1, "AVX512": 2}.get(torch.backends.cpu.get_cpu_capability(), 0)
-    return max(level for level in range(most + 1) if library.wfa_has_level(level))
-
-
 class _RefusedError(Exception):
     """A tensor is not what the library reads."""
 
@@ -188,7 +102,7 @@ class CompiledStep:
         tokens, places = len(weights.token_embedding), len(weights.position_embedding)
         self.vocabulary_size, self.feed_forward, self.cache = len(weights.vocabulary.weight), hidden, cache
         self._decoder = _Decoder(
-            dtype=_DTYPES[self._dtype],
+            dtype=DTYPES[self._dtype],
             layers=shape.layers,
             heads=shape.heads,
             head_dim=shape.head_dim,
@@ -213,11 +127,11 @@ class CompiledStep:
     @classmethod
     def bind(cls, weights: DecoderWeights, cache: WhisperKVCache) -> Self | None:
         """Bind a decoder and a cache that the compiled step serves; None for others."""
-        if not kernels.is_plain_inference(cache.self_buffer) or cache.self_buffer.dtype not in _DTYPES:
+        if not kernels.is_plain_inference(cache.self_buffer) or cache.self_buffer.dtype not in DTYPES:
             return None
         # Asked for only now: a process that decodes on a GPU is told nothing about a CPU.
-        library = None if why_not() else _load()
-        if not isinstance(library, ctypes.CDLL) or cache.cross_buffer is None or not weights.layers:
+        library = cpu_library.library()
+        if library is None or cache.cross_buffer is None or not weights.layers:
             return None
         try:
             return cls(weights, cache, library)
@@ -273,7 +187,7 @@ class CompiledStep:
                 "The compiled decoding step: tokens, places and first are int64 of one shape, of two axes."
             )
         logits = torch.empty(len(tokens), self.vocabulary_size, dtype=self._dtype)
-        needed = self._library.wfa_scratch_size(self._decoder, tokens.numel(), threads)
+        needed = self._library.wfa_scratch_size(ctypes.byref(self._decoder), tokens.numel(), threads)
         if len(self._scratch) < needed:
             self._scratch = torch.empty(needed)
         call = _Call(
@@ -286,10 +200,8 @@ class CompiledStep:
             threads,
             level,
         )
-        result = self._library.wfa_step(self._decoder, call)
-        if result:
-            kind, message = _ERRORS[result]
-            raise kind(f"The compiled decoding step: {message}.")
+        result = self._library.wfa_step(ctypes.byref(self._decoder), ctypes.byref(call))
+        cpu_library.check(result, "The compiled decoding step")
         return logits
 
     def _norm(self, norm: Norm, width: int) -> _Norm:
@@ -342,7 +254,8 @@ def _run(
     stride: int,
     bound: int,
 ) -> Tensor:
-    return _bound[bound].run(tokens, places, first, start, stride, threads=torch.get_num_threads(), level=level())
+    threads, level = torch.get_num_threads(), cpu_library.level()
+    return _bound[bound].run(tokens, places, first, start, stride, threads=threads, level=level)
 
 
 def _fake(tokens: Tensor, places: Tensor | None, first: Tensor | None, cache: Tensor, *rest: Any) -> Tensor:

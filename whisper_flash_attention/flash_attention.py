@@ -13,7 +13,7 @@ from transformers import AttentionInterface, Cache, EncoderDecoderCache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.models.whisper.modeling_whisper import WhisperAttention
 
-from . import kernels, xformers_backend
+from . import cpu_attention, cpu_library, kernels, xformers_backend
 
 ATTENTION_NAME = "whisper_memory_efficient"
 """Not "flash": Transformers takes every name with that word for a FlashAttention package and looks for it."""
@@ -78,8 +78,11 @@ def _fused(
         served = xformers_backend.attend(query, key, value, causal=causal, dropout=dropout, scale=scale)
         if served is not None:
             return served, "xformers"
-        if not causal and dropout == 0.0 and kernels.prefers_chunked_attention(query, key):
-            return kernels.chunked_attention(query, key, value, scale), "matmul"
+        if not causal and dropout == 0.0:
+            if (served := cpu_attention.attend(query, key, value, scale)) is not None:
+                return served, f"compiled for {cpu_library.LEVELS[cpu_library.level()]}"
+            if kernels.prefers_chunked_attention(query, key):
+                return kernels.chunked_attention(query, key, value, scale), "matmul"
     if causal and key.shape[2] > query.shape[2]:
         # PyTorch's is_causal is aligned top-left: right for equal lengths only.
         mask, causal = _causal_mask(query, key), False

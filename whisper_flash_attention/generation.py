@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.generation_whisper import WhisperGenerationMixin
 from transformers.models.whisper.modeling_whisper import WhisperModel
 
-from . import cpu_step, decoding, kernels
+from . import cpu_library, decoding, kernels
 from .captured_decoding import GreedySession, on_decoding_stream
 from .choosing import TokenChooser
 from .encoding import DeferredEncoderOutputs
@@ -202,11 +202,11 @@ class FastGenerationMixin(WhisperGenerationMixin):  # type: ignore[misc]
     def note_decoding(self, cache: WhisperKVCache, *, captured: bool, compiled: bool = False) -> None:
         """Remember which kernels served a call of `generate`'s loop, for `attention_backend`."""
         if compiled:
-            step = f"compiled for {cpu_step.LEVELS[cpu_step.level()]}"
+            step = f"compiled for {cpu_library.LEVELS[cpu_library.level()]}"
             self._decoding_backend = {"decode": step, "cross": f"{step} over stored keys", "linear": step, "step": step}
             return
         keys = cache.self_keys[0]
-        problem = cpu_step.why_not() if self.device.type == "cpu" else None
+        problem = cpu_library.why_not() if self.device.type == "cpu" else None
         is_shared = cache.cross_buffer is None
         with torch.no_grad():
             linear = "onednn" if kernels.onednn_serves(keys) else "torch"

@@ -10,12 +10,12 @@ from perf_tests.plan import BadInputError
 
 from .conftest import Repository, commit, git
 
-LIBRARY = f"{PACKAGE}/_cpu_step.so"
+LIBRARY = f"{PACKAGE}/_cpu_library.so"
 # Stands for the compiler: the library is what the source says.
 BUILD = """
 from pathlib import Path
 folder = Path(__file__).parent
-(folder.parent / "_cpu_step.so").write_text((folder / "step.cpp").read_text())
+(folder.parent / "_cpu_library.so").write_text((folder / "step.cpp").read_text())
 """
 
 

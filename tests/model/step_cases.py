@@ -1,5 +1,6 @@
 """Decoders of any shape for the compiled step: random weights and caches, and what the plain step makes of them."""
 
+import ctypes
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from whisper_flash_attention import cpu_step
+from whisper_flash_attention import cpu_library
 from whisper_flash_attention.cpu_step import CompiledStep
 from whisper_flash_attention.decode_step import run_decoder
 from whisper_flash_attention.kv_cache import CacheShape, CrossBuffer, WhisperKVCache
@@ -170,8 +171,8 @@ def read(case: Case, tokens: Tensor, start: int, *, threads: int = 2, level: int
     Whatever the step does not write to its scratch before it reads it is not a number.
     """
     case = Case(case.weights, cache_of(case.cache.shape, case.cache.self_buffer, *cross_of(case), dtype=dtype_of(case)))
-    step, level = case.bind(), cpu_step.level() if level is None else level
-    needed = step._library.wfa_scratch_size(step._decoder, tokens.numel(), threads)
+    step, level = case.bind(), cpu_library.level() if level is None else level
+    needed = step._library.wfa_scratch_size(ctypes.byref(step._decoder), tokens.numel(), threads)
     step._scratch = torch.full((needed,), torch.nan)
     places, first, stride = where.get("places"), where.get("first"), where.get("stride", 1)
     logits = step.run(tokens, places, first, start, stride, threads=threads, level=level)
@@ -207,9 +208,9 @@ def cross_of(case: Case) -> CrossBuffer:
 
 def levels() -> list[int]:
     """Those that this machine has."""
-    library = cpu_step._load()
+    library = cpu_library._load()
     assert not isinstance(library, str)
-    return [level for level in range(len(cpu_step.LEVELS)) if library.wfa_has_level(level)]
+    return [level for level in range(len(cpu_library.LEVELS)) if library.wfa_has_level(level)]
 
 
 def bits(tensor: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from whisper_flash_attention import cpu_step
+from whisper_flash_attention import cpu_library
 from whisper_flash_attention.cpu_step import MOST_ROWS
 from whisper_flash_attention.decoder import Decoder, PaddedPrompt
 
@@ -37,7 +37,7 @@ from .step_cases import (
     read,
 )
 
-pytestmark = pytest.mark.skipif(cpu_step.why_not() is not None, reason=str(cpu_step.why_not()))
+pytestmark = pytest.mark.skipif(cpu_library.why_not() is not None, reason=str(cpu_library.why_not()))
 ROOT = Path(__file__).parents[2]
 # About the pieces that cross-attention goes through, and about vectors.
 FRAMES = [1, 3, 15, 16, 17, 511, 512, 513, 1024, 1025, 1500]
@@ -416,7 +416,7 @@ def test_calls_of_many_threads_at_once() -> None:
         step, generator = Case(case.weights, caches[seed]).bind(), torch.Generator().manual_seed(seed)
         given = torch.randint(VOCABULARY, (7, 1, 1), generator=generator)
         steps = (
-            step.run(tokens, None, None, start, 1, threads=2, level=cpu_step.level())
+            step.run(tokens, None, None, start, 1, threads=2, level=cpu_library.level())
             for start, tokens in enumerate(given)
         )
         return torch.cat([*steps, step.cache.self_buffer.flatten()[None]], dim=-1)

@@ -1,4 +1,4 @@
-"""The tests of the compiled step once more, by libraries that were compiled to find faults."""
+"""The tests of the compiled code once more, by libraries that were compiled to find faults."""
 
 import os
 import shutil
@@ -8,16 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from whisper_flash_attention import cpu_step
+from whisper_flash_attention import cpu_library
 
 ROOT = Path(__file__).parents[2]
+TESTS = ("tests/model/test_cpu_step.py", "tests/model/test_cpu_attention.py")
 SANITIZERS = ("libasan.so", "libubsan.so")
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="the compiled step is there for Linux alone"),
     pytest.mark.skipif(not shutil.which("g++"), reason="there is no g++ here"),
-    pytest.mark.skipif(cpu_step.SWITCH in os.environ, reason=f"{cpu_step.SWITCH} is set"),
+    pytest.mark.skipif(cpu_library.SWITCH in os.environ, reason=f"{cpu_library.SWITCH} is set"),
 ]
 
 
@@ -25,25 +26,25 @@ def run_tests(library: Path, *flags: str, **environment: str) -> None:
     """Build the library with more flags and have it serve the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CXX", "g++")
-        cpu_step._build_script().build(library, flags=["-O1", *flags])
-    options = ["-q", "--capture=sys", "-p", "no:cacheprovider", "-p", "tests.model.other_step_library"]
+        cpu_library._build_script().build(library, flags=["-O1", *flags])
+    options = ["-q", "--capture=sys", "-p", "no:cacheprovider", "-p", "tests.model.other_library"]
     options += ["-k", "not forked"]  # in processes of their own, which the package's library serves
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "tests/model/test_cpu_step.py", *options],
+        [sys.executable, "-m", "pytest", *TESTS, *options],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "STEP_LIBRARY": str(library), **environment},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "OTHER_LIBRARY": str(library), **environment},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"compiled step: {library}\n" in done.stdout
+    assert f"compiled code: {library}\n" in done.stdout
     assert " skipped" not in done.stdout
 
 
 def test_threads_that_come_at_any_time_change_nothing(tmp_path: Path) -> None:
     """Each sleeps for a while of its own before every barrier."""
-    run_tests(tmp_path / "delayed_cpu_step.so", "-DRANDOM_DELAYS")
+    run_tests(tmp_path / "delayed_cpu_library.so", "-DRANDOM_DELAYS")
 
 
 def test_memory_is_its_own_and_nothing_is_undefined(tmp_path: Path) -> None:
@@ -54,7 +55,7 @@ def test_memory_is_its_own_and_nothing_is_undefined(tmp_path: Path) -> None:
     if not all(map(os.path.isabs, found)):
         pytest.skip("this g++ has no sanitizers")
     run_tests(
-        tmp_path / "sanitized_cpu_step.so",
+        tmp_path / "sanitized_cpu_library.so",
         *("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"),
         LD_PRELOAD=":".join(found),
         ASAN_OPTIONS="detect_leaks=0",  # Python's own

@@ -17,8 +17,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from whisper_flash_attention import cpu_step
-from whisper_flash_attention.cpu_step import SWITCH, CompiledStep
+from whisper_flash_attention import cpu_library, cpu_step
+from whisper_flash_attention.cpu_library import SWITCH
+from whisper_flash_attention.cpu_step import CompiledStep
 from whisper_flash_attention.decoder import Decoder
 from whisper_flash_attention.kv_cache import CrossBuffer, WhisperKVCache
 
@@ -28,10 +29,10 @@ from .test_padded_prompts import PROMPTS
 from .tiny import START, Pair, make_pair, mel_features
 
 ROOT = Path(__file__).parents[2]
-SERVES = pytest.mark.skipif(cpu_step.why_not() is not None, reason=str(cpu_step.why_not()))
+SERVES = pytest.mark.skipif(cpu_library.why_not() is not None, reason=str(cpu_library.why_not()))
 PLAN = Plan(sequences=2, fresh=3, room=3)
 FORCED = {"min_new_tokens": 20, "max_new_tokens": 20, "force_unique_generate_call": True}
-SWITCHED_OFF = cpu_step.why_not() == f"{SWITCH} is off"
+SWITCHED_OFF = cpu_library.why_not() == f"{SWITCH} is off"
 
 
 @pytest.fixture(autouse=True)
@@ -46,14 +47,14 @@ def inference() -> Iterator[None]:
 @pytest.mark.skipif(SWITCHED_OFF, reason="it is switched off")
 @pytest.mark.skipif(sys.platform != "linux" or not shutil.which("g++"), reason="it cannot be built here")
 def test_it_serves_where_it_can_be_built() -> None:
-    assert not cpu_step.why_not()
+    assert not cpu_library.why_not()
 
 
 @SERVES
 @pytest.mark.parametrize("value", ["off", "OFF", "0", "false", "no"])
 def test_a_switch_leaves_it_unused(value: str, monkeypatch: pytest.MonkeyPatch, pair: Pair) -> None:
     monkeypatch.setenv(SWITCH, value)
-    assert cpu_step.why_not() == f"{SWITCH} is off"
+    assert cpu_library.why_not() == f"{SWITCH} is off"
     outputs = [model.generate(mel_features(2), **FORCED) for model in pair]
     assert_same(outputs[1], outputs[0])
     assert pair.flash.attention_backend["step"] == f"eager: {SWITCH} is off"
@@ -63,15 +64,15 @@ def test_a_switch_leaves_it_unused(value: str, monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.parametrize("value", ["", "on", "1"])
 def test_other_values_of_the_switch_leave_it_on(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SWITCH, value)
-    assert cpu_step.why_not() is None
+    assert cpu_library.why_not() is None
 
 
 @pytest.fixture
 def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the package looks for the library."""
-    build = cpu_step._build_script()
-    build.LIBRARY = tmp_path / "_cpu_step.so"
-    monkeypatch.setattr(cpu_step, "_build_script", lambda: build)
+    build = cpu_library._build_script()
+    build.LIBRARY = tmp_path / "_cpu_library.so"
+    monkeypatch.setattr(cpu_library, "_build_script", lambda: build)
     monkeypatch.setattr(sys, "platform", "linux")
     return build.LIBRARY
 
@@ -84,7 +85,7 @@ def test_a_library_that_is_missing_or_old_is_named_with_the_command(
 ) -> None:
     if content is not None:
         library.write_text(content)
-    reason = cpu_step._find()
+    reason = cpu_library._find()
     assert isinstance(reason, str)
     said, command = reason.split("; with a C++ compiler, run: ")
     interpreter, script = command.split(" ")
@@ -93,30 +94,30 @@ def test_a_library_that_is_missing_or_old_is_named_with_the_command(
 
 
 def test_a_library_that_does_not_load_is_named(library: Path) -> None:
-    library.write_text(f"whisper_flash_attention sources {cpu_step._build_script().source_hash()}")
-    reason = cpu_step._find()
+    library.write_text(f"whisper_flash_attention sources {cpu_library._build_script().source_hash()}")
+    reason = cpu_library._find()
     assert isinstance(reason, str)
     assert reason.startswith(f"it cannot be loaded: {library}")
 
 
 def test_other_systems_go_without(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert cpu_step._find() == "it is there for Linux alone"
+    assert cpu_library._find() == "it is there for Linux alone"
 
 
 def test_without_a_library_the_plain_step_serves_and_the_log_says_why(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, pair: Pair
 ) -> None:
     monkeypatch.delenv(SWITCH, raising=False)
-    monkeypatch.setattr(cpu_step, "_find", lambda: "it was forgotten")
-    cpu_step._load.cache_clear()
+    monkeypatch.setattr(cpu_library, "_find", lambda: "it was forgotten")
+    cpu_library._load.cache_clear()
     try:
         with caplog.at_level(logging.WARNING):
             for _ in range(2):
                 outputs = [model.generate(mel_features(2), **FORCED) for model in pair]
-        assert cpu_step.why_not() == "it was forgotten"
+        assert cpu_library.why_not() == "it was forgotten"
     finally:
-        cpu_step._load.cache_clear()
+        cpu_library._load.cache_clear()
     assert_same(outputs[1], outputs[0])
     assert pair.flash.attention_backend["step"] == "eager: it was forgotten"
     assert caplog.text.count("it was forgotten") == 1
@@ -272,7 +273,7 @@ CALLS: dict[str, dict[str, Any]] = {
 def test_generate_is_served(name: str, pair: Pair) -> None:
     outputs = [model.generate(mel_features(3), **CALLS[name]) for model in pair]
     assert_same(outputs[1], outputs[0])
-    assert pair.flash.attention_backend["step"] == f"compiled for {cpu_step.LEVELS[cpu_step.level()]}"
+    assert pair.flash.attention_backend["step"] == f"compiled for {cpu_library.LEVELS[cpu_library.level()]}"
 
 
 @SERVES

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from whisper_flash_attention import cpu_step, kernels
+from whisper_flash_attention import cpu_library, kernels
 
 from .compare import assert_half_close, assert_half_tokens_agree
 from .tiny import START, make_pair, mel_features
@@ -96,7 +96,7 @@ def test_a_long_prompt(dtype: torch.dtype) -> None:
     flash, original = (model.generate(features.to(dtype), **options).logits[0] for model in pair)
     reference = make_pair().original.generate(features, **options).logits[0]
     assert_half_close(flash, original, reference)
-    if cpu_step.why_not() is None:
+    if cpu_library.why_not() is None:
         assert pair.flash.attention_backend["step"].startswith("compiled")
 
 

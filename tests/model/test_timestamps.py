@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LogitsProcessorList, WhisperTimeStampLogitsProcessor
 
-from whisper_flash_attention import cpu_step
+from whisper_flash_attention import cpu_library
 from whisper_flash_attention.logits import ScoreProcessor
 from whisper_flash_attention.timestamps import TimestampRules
 
@@ -102,7 +102,7 @@ def test_fewer_operations(pair: Pair) -> None:
             model.generate(mel_features(1), **FORCED)
         counts.append(counter.count)
     # 0.61 by the plain step, which the compiled one makes a single operator.
-    assert counts[1] <= (0.3 if cpu_step.why_not() is None else 0.65) * counts[0]
+    assert counts[1] <= (0.3 if cpu_library.why_not() is None else 0.65) * counts[0]
 
 
 @pytest.mark.parametrize("batch", [1, 4])

@@ -223,12 +223,11 @@ def test_half_precision_on_a_cpu_is_limited_by_the_faster_of_both(
     half: float, expected: tuple[float, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without instructions for it, products are computed in float32."""
-    rates = {torch.float32: 7.0, torch.bfloat16: 1.0, torch.float16: half}
+    best = {None: (1.0, "sum"), torch.float32: (7.0, "in float32"), torch.bfloat16: (1.0, "")}
+    best[torch.float16] = (half, "in float16")
     monkeypatch.setattr(limits, "_moves", lambda place: None)
     monkeypatch.setattr(limits, "_products", lambda place, dtype: dtype)
-    monkeypatch.setattr(
-        limits, "_best", lambda dtype, place: (rates[dtype], f"in {dtype}".replace("torch.", "")) if dtype else (1.0, "")
-    )
+    monkeypatch.setattr(limits, "_best", lambda dtype, place: best[dtype])
     found = limits.measure_limits(Place(torch.device("cpu"), torch.float16))
     assert (found["flops_per_second"]["float16"], found["flops_ways"]["float16"]) == expected
     assert found["flops_per_second"]["float32"] == 7.0

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 SOURCES = Path(__file__).resolve().parent
-LIBRARY = SOURCES.parent / "_cpu_step.so"
+LIBRARY = SOURCES.parent / "_cpu_library.so"
 """Where the package looks for it."""
 
 COMPILERS = ("c++", "g++")
@@ -78,8 +78,9 @@ def build(library: Path = LIBRARY, *, flags: Sequence[str] = ()) -> Path:
     levels, told = PORTABLE, [f'-DSOURCE_HASH="{wanted}"']
     if platform.machine() == "x86_64":
         levels, told = X86_LEVELS, [*told, "-DHAS_X86_LEVELS"]
-    units = {"step": ("step.cpp", told)}
-    units |= {level: ("level.cpp", [f"-DLEVEL={level}", *own]) for level, own in levels.items()}
+    units = {"library": ("library.cpp", told)}
+    for level, own in levels.items():
+        units |= {f"{name}_{level}": (f"{name}.cpp", [f"-DLEVEL={level}", *own]) for name in ("step", "attention")}
     try:
         with tempfile.TemporaryDirectory(prefix=f"{library.stem}.", dir=library.parent) as name:
             folder = Path(name)

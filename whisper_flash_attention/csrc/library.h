@@ -1,4 +1,4 @@
-// What the compiled decoding step takes. `cpu_step.py` mirrors these structures field by field.
+// What the compiled code takes: `cpu_step.py` and `cpu_attention.py` mirror these structures field by field.
 #pragma once
 
 #include <cstdint>
@@ -55,6 +55,24 @@ struct Call {
   int64_t threads, level;
 };
 
+// Where numbers lie as (batch, heads, rows, head_dim): those of a head_dim side by side, the others so many numbers apart.
+struct View {
+  const void *data;
+  int64_t batch, head, row;
+};
+
+// Exact attention of every query over every key, at any alignment.
+struct Attention {
+  Dtype dtype;
+  int64_t batch, heads, queries, keys, head_dim;
+  View query, key, value;
+  void *out;  // (batch, queries, heads, head_dim)
+  double scale;
+  float *scratch;
+  int64_t scratch_size;  // floats there
+  int64_t threads, level;
+};
+
 enum Result : int64_t { DONE, TOKEN_OUT_OF_RANGE, PLACE_OUT_OF_RANGE, CACHE_OUT_OF_RANGE, SCRATCH_TOO_SMALL, NO_SUCH_LEVEL };
 
 // The threads of one call.
@@ -100,10 +118,23 @@ struct Scratch {
   int64_t size(int64_t threads) const { return shared + threads * own; }
 };
 
+// Attention goes through so many queries and so many keys at a time.
+constexpr int64_t QUERIES = 96, KEYS = 64;
+
+// How many floats of scratch one thread of an attention needs: keys and values, scores, and queries and sums.
+inline int64_t own_scratch(const Attention &attention) {
+  const int64_t scores = KEYS * (attention.head_dim < 48 ? 48 : attention.head_dim);
+  return (2 * KEYS * attention.head_dim + scores + 2 * attention.head_dim * QUERIES + 15) / 16 * 16;
+}
+
 // Wait until all `threads` of a team have come here.
 extern "C" void wfa_wait(Team *team, int64_t threads);
 
-// What one thread of `team` does of a call, compiled once per level.
-extern "C" void wfa_run_portable(const Decoder &, const Call &, Team *, int64_t thread, int64_t threads);
-extern "C" void wfa_run_avx2(const Decoder &, const Call &, Team *, int64_t thread, int64_t threads);
-extern "C" void wfa_run_avx512(const Decoder &, const Call &, Team *, int64_t thread, int64_t threads);
+// What one thread does, compiled once per level: its part of a step, or what is left of an attention, whose next unit of
+// work `next` counts.
+extern "C" {
+using Run = void(const Decoder &, const Call &, Team *, int64_t thread, int64_t threads);
+using Attend = void(const Attention &, int64_t *next, int64_t thread);
+Run wfa_run_portable, wfa_run_avx2, wfa_run_avx512;
+Attend wfa_attend_portable, wfa_attend_avx2, wfa_attend_avx512;
+}

@@ -38,8 +38,10 @@ def test_linear(rows: tuple[int, ...], biased: bool, dtype: torch.dtype) -> None
             assert_half_close(actual, original, expected)
 
 
+@pytest.mark.parametrize("rides", [True, False])
 @torch.no_grad()
-def test_gelu_is_the_exact_one() -> None:
+def test_gelu_is_the_exact_one(rides: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_gelu_rides", lambda: rides)
     x = torch.linspace(-3, 3, 101)[:, None]
     identity = torch.ones(1, 1)
     exact = 0.5 * x * (1 + torch.erf(x / 2**0.5))

@@ -1,4 +1,4 @@
-"""Hatchling's hook: compiles the decoding step for the wheel; where that cannot be, the wheel goes without it."""
+"""Hatchling's hook: compiles the C++ for the wheel; where that cannot be, the wheel goes without it."""
 
 import importlib.util
 import sysconfig
@@ -10,23 +10,23 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
-class CompiledStepHook(BuildHookInterface[Any]):
+class CompilingHook(BuildHookInterface[Any]):
     """Builds into the source tree for an editable install, and afresh for any other wheel."""
 
     PLUGIN_NAME = "custom"
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Build the library and add it to the wheel, which is then one for this platform."""
-        step = _load(Path(self.root) / "whisper_flash_attention" / "csrc" / "build.py")
+        build = _load(Path(self.root) / "whisper_flash_attention" / "csrc" / "build.py")
         try:
             if version == "editable":
-                step.build()
+                build.build()
                 return
             # What lies in the tree may be another machine's.
             self.folder = tempfile.TemporaryDirectory()
-            library = step.build(Path(self.folder.name) / step.LIBRARY.name)
-        except step.BuildError as error:
-            self.app.display_warning(f"Decoding on a CPU will go without the compiled step: {error}")
+            library = build.build(Path(self.folder.name) / build.LIBRARY.name)
+        except build.BuildError as error:
+            self.app.display_warning(f"Computing on a CPU will go without the compiled code: {error}")
             return
         build_data["force_include"][str(library)] = f"whisper_flash_attention/{library.name}"
         build_data["pure_python"] = False

@@ -22,6 +22,7 @@ from transformers import WhisperConfig
 
 from whisper_flash_attention import (
     WhisperFlashAttentionForConditionalGeneration,
+    cpu_attention,
     cpu_library,
     kernels,
     xformers_backend,
@@ -86,6 +87,11 @@ def encoder_rows(widths: tuple[int, ...], dtype: torch.dtype, device: torch.devi
             calls = {"xFormers": partial(by_xformers, query, key, value)}
             for name in TORCH_KERNELS:
                 calls[name.lower().removesuffix("_attention")] = partial(by_torch, name, query, key, value)
+            if device.type == "cpu":
+                for level in compiled_levels():
+                    calls[cpu_library.LEVELS[level]] = partial(
+                        cpu_attention.run, query, key, value, SCALE, threads=torch.get_num_threads(), level=level
+                    )
             yield Row(f"d {width}, batch {batch}", calls)
 
 
@@ -158,11 +164,16 @@ def step_rows(widths: tuple[int, ...], dtype: torch.dtype, device: torch.device)
                 "plain": partial(run_decoder, weights, cache, tokens.view(-1), position, CACHED + 1, None)
             }
             step = CompiledStep.bind(weights, cache)
-            for level in range(cpu_library.level() + 1 if step is not None else 0):
+            for level in compiled_levels() if step is not None else ():
                 calls[cpu_library.LEVELS[level]] = partial(
                     step.run, tokens, None, None, CACHED, 1, threads=torch.get_num_threads(), level=level
                 )
             yield Row(f"d {width}, batch {batch}", calls)
+
+
+def compiled_levels() -> range:
+    """Those that serve here."""
+    return range(0 if cpu_library.why_not() else cpu_library.level() + 1)
 
 
 def by_xformers(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

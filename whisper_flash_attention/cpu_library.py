@@ -74,7 +74,7 @@ def _load() -> ctypes.CDLL | str:
     """Load the library; a reason where that cannot be."""
     found = _find()
     if isinstance(found, str):
-        _logger.warning("A CPU goes without the compiled step and attention: %s.", found)
+        _logger.warning("Computing on a CPU goes without the compiled code: %s.", found)
     return found
 
 

@@ -132,7 +132,8 @@ class WhisperFlashAttention(WhisperAttention):  # type: ignore[misc]
     implementation than the default (`eager`, `flash_attention_2`, …) that one runs.
 
     Attributes:
-        backend: The kernel that served the last call: `xformers`, `sdpa`, `matmul` or `eager`; None before it.
+        backend: The kernel that served the last call: `xformers`, `compiled for …` (the CPU's level), `sdpa`, `matmul`
+            or `eager`; None before it.
     """
 
     backend: str | None = None

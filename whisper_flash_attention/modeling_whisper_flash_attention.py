@@ -118,8 +118,8 @@ class WhisperFlashAttentionForConditionalGeneration(FastGenerationMixin, Whisper
         """Which kernel served which kind of call last, for the kinds that have been called.
 
         Keys: `encoder`; `decoder` (called as a module); in `generate`'s loop `decode` (self-attention), `cross`,
-        `linear` and `step`. Values name the kernel: `xformers`, `sdpa`, `matmul`, `eager`; for `cross` also what is
-        attended to.
+        `linear` and `step`. Values name the kernel: `xformers`, `compiled for …` (the CPU's level), `sdpa`, `matmul`,
+        `eager`; for `cross` also what is attended to.
         """
         backends = {}
         for name, layers in (("encoder", self.model.encoder.layers), ("decoder", self.model.decoder.layers)):

@@ -92,7 +92,7 @@ def make_sides(repository: Path, base: Revision, head: Revision, folder: Path) -
             raise BadInputError(f"{clean(revision.asked)}: has no {PACKAGE}/")
         problem = build(tree)
         if problem is not None:
-            tell(name, f"measured without the compiled step: {problem}")
+            tell(name, f"measured without the compiled code: {problem}")
         sides.append(Side(name, revision, tree, hash_package(tree / PACKAGE)))
     return sides[0], sides[1]
 

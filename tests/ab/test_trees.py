@@ -77,7 +77,7 @@ def test_a_library_that_cannot_be_built_is_said(
     revisions = [find_revision(repository.root, asked) for asked in (repository.head, broken)]
     _, head = make_sides(repository.root, *revisions, tmp_path / "trees")
     assert head.package_hash
-    line = "head: measured without the compiled step: no C++ compiler\\x1b[31m: install one\n"
+    line = "head: measured without the compiled code: no C++ compiler\\x1b[31m: install one\n"
     assert capsys.readouterr().err == line
 
 

@@ -125,9 +125,9 @@ def test_other_processors_have_the_portable_level(build: Any, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("compiler", "words"),
     [
-        ("/bin/false", "/bin/false could not build the compiled decoding step: exit code 1"),
+        ("/bin/false", "/bin/false could not build the compiled code: exit code 1"),
         ("/nowhere/c++ -x", "/nowhere/c++: No such file or directory"),
-        ("sh -c 'printf \"1\\n2\\n3\\n4\" >&2; exit 3'", "sh could not build the compiled decoding step: 1; 2; 3"),
+        ("sh -c 'printf \"1\\n2\\n3\\n4\" >&2; exit 3'", "sh could not build the compiled code: 1; 2; 3"),
         ("", "no C++ compiler: none of c++, g++ is on PATH; install one, or name it in $CXX"),
     ],
 )

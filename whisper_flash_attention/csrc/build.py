@@ -1,4 +1,4 @@
-"""Compiles the decoding step for this machine's kind of processor: `python whisper_flash_attention/csrc/build.py`.
+"""Compiles the C++ of this folder for this machine's kind of processor: `python whisper_flash_attention/csrc/build.py`.
 
 Installing the package does the same. Needs a C++ compiler and Python's standard library alone: who builds a wheel has
 no PyTorch, so nothing here may import the package.
@@ -73,7 +73,7 @@ def build(library: Path = LIBRARY, *, flags: Sequence[str] = ()) -> Path:
     if not flags and carries(library, wanted):
         return library
     if sys.platform != "linux":
-        raise BuildError("the compiled decoding step is there for Linux alone; everything works without it")
+        raise BuildError("the compiled code is there for Linux alone; everything works without it")
     compiler = _find_compiler()
     levels, told = PORTABLE, [f'-DSOURCE_HASH="{wanted}"']
     if platform.machine() == "x86_64":
@@ -97,7 +97,7 @@ def build(library: Path = LIBRARY, *, flags: Sequence[str] = ()) -> Path:
                 raise BuildError(f"{compiler[0]} links another OpenMP than PyTorch's libgomp; name GCC's g++ in $CXX")
             linked.replace(library)
     except OSError as error:
-        raise BuildError(f"{error.filename}: {error.strerror}; the compiled decoding step could not be built") from None
+        raise BuildError(f"{error.filename}: {error.strerror}; the compiled code could not be built") from None
     return library
 
 
@@ -119,7 +119,7 @@ def _run(commands: Sequence[Sequence[str]]) -> None:
         if process.returncode:
             lines = [line.strip() for line in text.splitlines() if line.strip()][:3]
             words = "; ".join(lines) or f"exit code {process.returncode} and no word"
-            raise BuildError(f"{command[0]} could not build the compiled decoding step: {words}")
+            raise BuildError(f"{command[0]} could not build the compiled code: {words}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import pytest
 from whisper_flash_attention import cpu_library
 
 ROOT = Path(__file__).parents[2]
-TESTS = ("tests/model/test_cpu_step.py", "tests/model/test_cpu_attention.py")
+STEP, ATTENTION = "tests/model/test_cpu_step.py", "tests/model/test_cpu_attention.py"
 SANITIZERS = ("libasan.so", "libubsan.so")
 
 pytestmark = [
@@ -22,7 +22,7 @@ pytestmark = [
 ]
 
 
-def run_tests(library: Path, *flags: str, **environment: str) -> None:
+def run_tests(tests: tuple[str, ...], library: Path, *flags: str, **environment: str) -> None:
     """Build the library with more flags and have it serve the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CXX", "g++")
@@ -30,7 +30,7 @@ def run_tests(library: Path, *flags: str, **environment: str) -> None:
     options = ["-q", "--capture=sys", "-p", "no:cacheprovider", "-p", "tests.model.other_library"]
     options += ["-k", "not forked"]  # in processes of their own, which the package's library serves
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *TESTS, *options],
+        [sys.executable, "-m", "pytest", *tests, *options],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "OTHER_LIBRARY": str(library), **environment},
         capture_output=True,
@@ -44,7 +44,7 @@ def run_tests(library: Path, *flags: str, **environment: str) -> None:
 
 def test_threads_that_come_at_any_time_change_nothing(tmp_path: Path) -> None:
     """Each sleeps for a while of its own before every barrier."""
-    run_tests(tmp_path / "delayed_cpu_library.so", "-DRANDOM_DELAYS")
+    run_tests((STEP,), tmp_path / "delayed_cpu_library.so", "-DRANDOM_DELAYS")
 
 
 def test_memory_is_its_own_and_nothing_is_undefined(tmp_path: Path) -> None:
@@ -55,6 +55,7 @@ def test_memory_is_its_own_and_nothing_is_undefined(tmp_path: Path) -> None:
     if not all(map(os.path.isabs, found)):
         pytest.skip("this g++ has no sanitizers")
     run_tests(
+        (STEP, ATTENTION),
         tmp_path / "sanitized_cpu_library.so",
         *("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"),
         LD_PRELOAD=":".join(found),

@@ -1,9 +1,9 @@
 // Exact attention of many queries over many keys, compiled once per level with that level's flags.
 //
 // Queries lie along the vectors: each number of a key or a value is multiplied with those of N vectors of queries, so that
-// keys and values are read as they lie and nothing is summed up across a vector. The weights of a block of keys are made
-// relative to the largest score so far (Milakov and Gimelshein, 2018), as in FlashAttention. Every sum is in float32, and
-// none depends on which thread makes it.
+// nothing is summed up across a vector. A block of keys and values is copied, as float32, for several groups of queries
+// to meet. Their weights are made relative to the largest score so far (Milakov and Gimelshein, 2018), as in
+// FlashAttention. Every sum is in float32, and none depends on which thread makes it.
 #include "library.h"
 #include "vectors.h"
 
@@ -11,13 +11,6 @@ namespace {
 
 // So many rows of results meet N vectors of queries at a time: as many sums as there are registers for.
 constexpr int TILE = LANES == 16 ? 8 : 4;
-
-// One number.
-float at(const float *from) {
-  float x;
-  __builtin_memcpy(&x, from, sizeof x);
-  return x;
-}
 
 // M rows of the product of a with b, (depth, N vectors): out[m][n] = sum over k of a[m * row + k * column] b[k][n]. With
 // `factors` it is added to what was there times those.
@@ -36,7 +29,7 @@ __attribute__((noinline)) void multiply(const float *a, int64_t row, int64_t col
     for (int n = 0; n < N; ++n) x[n] = load(b + (k * N + n) * LANES);
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
-      const Floats y = all(at(a + m * row + k * column));
+      const Floats y = all(a[m * row + k * column]);
 #pragma GCC unroll 3
       for (int n = 0; n < N; ++n) sums[m][n] += y * x[n];
     }
@@ -72,10 +65,10 @@ class Unit {
   Unit(const Attention &call, int64_t batch, int64_t head, int64_t start, float *scratch)
       : call(call), batch(batch), head(head), size(call.head_dim), keys(scratch), values(keys + KEYS * size),
         scores_t(values + KEYS * size) {
-    float *end = scores_t + KEYS * GROUP;
+    float *room = scores_t + KEYS * GROUP;
     const int64_t stop = least(start + QUERIES, call.queries);
-    for (; start < stop; start += GROUP, end += 2 * size * GROUP) {
-      groups[count++] = {start, least(GROUP, stop - start), end, end + size * GROUP, {}, {}};
+    for (; start < stop; start += GROUP, room += 2 * size * GROUP) {
+      groups[count++] = {start, least(GROUP, stop - start), room, room + size * GROUP, {}, {}};
     }
   }
 
@@ -98,11 +91,11 @@ class Unit {
 
  private:
   static constexpr int64_t GROUP = 3 * LANES;
-  static_assert(QUERIES % GROUP == 0);
+  static_assert(GROUP <= MOST_IN_GROUP && GROUP <= KEYS && QUERIES % GROUP == 0);
 
   const Attention &call;
   const int64_t batch, head, size;
-  float *const keys, *const values, *const scores_t;
+  float *const keys, *const values, *const scores_t;  // in float32; the keys' room also serves for other rows
   Group groups[QUERIES / GROUP];
   int64_t count = 0;
 
@@ -162,7 +155,7 @@ class Unit {
     const int64_t width = vectors(group) * LANES;
     for (int64_t i = 0; i < group.count; ++i) {
       const float total = group.totals[i / LANES][i % LANES];
-      for (int64_t d = 0; d < size; ++d) scores_t[d] = group.sums_t[d * width + i] / total;
+      for (int64_t d = 0; d < size; ++d) keys[d] = group.sums_t[d * width + i] / total;
       const int64_t offset = ((batch * call.queries + group.start + i) * call.heads + head) * size;
       switch (call.dtype) {
         case FLOAT32: write((float *)call.out + offset); break;
@@ -172,7 +165,7 @@ class Unit {
     }
   }
   template <class Number> void write(Number *to) const {
-    for (int64_t d = 0; d < size; d += LANES) store(to + d, load(scores_t + d, size - d), size - d);
+    for (int64_t d = 0; d < size; d += LANES) store(to + d, load(keys + d, size - d), size - d);
   }
 };
 

@@ -118,13 +118,12 @@ struct Scratch {
   int64_t size(int64_t threads) const { return shared + threads * own; }
 };
 
-// Attention goes through so many queries and so many keys at a time.
-constexpr int64_t QUERIES = 96, KEYS = 64;
+// Attention goes through so many queries and so many keys at a time, and through a group of the queries at once.
+constexpr int64_t QUERIES = 96, KEYS = 64, MOST_IN_GROUP = 48;
 
 // How many floats of scratch one thread of an attention needs: keys and values, scores, and queries and sums.
 inline int64_t own_scratch(const Attention &attention) {
-  const int64_t scores = KEYS * (attention.head_dim < 48 ? 48 : attention.head_dim);
-  return (2 * KEYS * attention.head_dim + scores + 2 * attention.head_dim * QUERIES + 15) / 16 * 16;
+  return (2 * KEYS * attention.head_dim + KEYS * MOST_IN_GROUP + 2 * QUERIES * attention.head_dim + 15) / 16 * 16;
 }
 
 // Wait until all `threads` of a team have come here.

@@ -53,6 +53,13 @@ class Plan(NamedTuple):
         return torch.randint(VOCABULARY, (self.sequences, self.fresh), generator=generator)
 
 
+def at_odd_address(tensor: Tensor) -> Tensor:
+    """The same numbers one byte behind where an allocator would put them, as a mapped file may have them."""
+    memory = bytearray(1 + tensor.nbytes)
+    memory[1:] = tensor.flatten().view(torch.uint8).numpy().tobytes()
+    return torch.frombuffer(memory, dtype=tensor.dtype, offset=1).view(tensor.shape)
+
+
 class Case(NamedTuple):
     """Weights, and a cache that is full of numbers, also where nothing was written yet."""
 

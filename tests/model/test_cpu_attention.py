@@ -17,7 +17,7 @@ from whisper_flash_attention.cpu_attention import FEWEST_QUERIES
 from whisper_flash_attention.flash_attention import attention_forward
 
 from .compare import assert_half_close, assert_same
-from .step_cases import DTYPES, assert_near, bits, levels
+from .step_cases import DTYPES, assert_near, at_odd_address, bits, levels
 from .tiny import make_pair, mel_features
 
 pytestmark = pytest.mark.skipif(cpu_library.why_not() is not None, reason=str(cpu_library.why_not()))
@@ -98,13 +98,7 @@ def test_any_shape(plan: Plan) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_numbers_at_any_address(dtype: torch.dtype) -> None:
-    def moved(tensor: Tensor) -> Tensor:
-        memory = bytearray(1 + tensor.nbytes)
-        memory[1:] = tensor.flatten().view(torch.uint8).numpy().tobytes()
-        return torch.frombuffer(memory, dtype=dtype, offset=1).view(tensor.shape)
-
-    inputs = Plan(dtype=dtype, projected=False).inputs()
-    assert_right([moved(each) for each in inputs])
+    assert_right([at_odd_address(each) for each in Plan(dtype=dtype, projected=False).inputs()])
 
 
 def test_it_errs_no_more_than_pytorchs() -> None:

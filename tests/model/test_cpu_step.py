@@ -30,6 +30,7 @@ from .step_cases import (
     assert_near,
     assert_right,
     assert_same_bits,
+    at_odd_address,
     cross_of,
     levels,
     make_case,
@@ -90,15 +91,9 @@ def test_any_shape(plan: Plan) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_weights_at_any_address(dtype: torch.dtype) -> None:
     """As a file that is mapped into the memory has them."""
-
-    def moved(tensor: Tensor) -> Tensor:
-        memory = bytearray(1 + tensor.nbytes)
-        memory[1:] = tensor.flatten().view(torch.uint8).numpy().tobytes()
-        return torch.frombuffer(memory, dtype=dtype, offset=1).view(tensor.shape)
-
     plan = Plan(head_dim=20, dtype=dtype, sequences=3, fresh=3)
     case = make_case(plan)
-    odd = Case(mapped(case.weights, moved), case.cache)
+    odd = Case(mapped(case.weights, at_odd_address), case.cache)
     assert odd.weights.vocabulary.weight.data_ptr() % 2
     for level in levels():
         assert_same_bits(read(odd, plan.tokens(), 0, level=level), read(case, plan.tokens(), 0, level=level))

@@ -122,21 +122,19 @@ def workspace(
     workspaces: "dict[str, Workspace]",
     request: pytest.FixtureRequest,
 ) -> "Workspace":
-    """What the cases of a cell share; the weights are kept from cell to cell where these are of one model."""
+    """What the cases of a cell share, and what of the last cell serves this one too: weights, features."""
     from .procedure import Workspace
 
     if case.cell.id not in workspaces:
         last = next(iter(workspaces.values()), None)
         workspaces.clear()
-        same = last is not None and last.cell[:2] == case.cell[:2]
-        weights = last.weights if last is not None and same else None
         if case.setting in WORKS:
             from .components.workspace import ComponentWorkspace
 
             limits = request.getfixturevalue("limits") if case.setting in COMPONENTS.settings else None
-            new: Workspace = ComponentWorkspace(case.cell, plan, procedure.speech, place, weights, limits)
+            new: Workspace = ComponentWorkspace(case.cell, plan, procedure.speech, place, last, limits)
         else:
-            new = Workspace(case.cell, plan, procedure.speech, place, weights)
+            new = Workspace(case.cell, plan, procedure.speech, place, last)
         workspaces[case.cell.id] = new
     return workspaces[case.cell.id]
 

@@ -36,3 +36,4 @@ class Counting(Procedure):
             info["model_memory_bytes"] = model_bytes(subject.model)
             info["peak_memory_allocated_bytes"] = info["peak_memory_reserved_bytes"] = None
         info["attention_backend"] = subject.attention_backend()
+        info["pass_seconds"] = self.progress.pass_seconds()

@@ -2,6 +2,7 @@
 
 import math
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -46,12 +47,19 @@ class Weights:
     """The weights of one cell on the host, and the models made from them.
 
     Every model gets its own copy, so that one that rearranges its storage cannot touch another.
+
+    Args:
+        cell: Of which checkpoint and depth.
+        kind: ``random``, ``pretrained`` or ``ZEROS``.
+        other: Of another cell. Random tensors that the two have in common, as models of one checkpoint have at every
+            depth, are taken from there.
     """
 
-    def __init__(self, cell: Cell, kind: str) -> None:
+    def __init__(self, cell: Cell, kind: str, other: "Weights | None" = None) -> None:
         self.cell = cell
         self.kind = kind
-        self._random = make_state_dict(make_config(cell)) if kind == "random" else None
+        is_kin = other is not None and (other.cell.checkpoint, other.kind) == (cell.checkpoint, kind)
+        self._random: dict[torch.dtype, dict[str, torch.Tensor]] = other._random if other and is_kin else {}
 
     def build(self, implementation: str, device: torch.device, dtype: torch.dtype) -> WhisperForConditionalGeneration:
         """Build ``implementation`` on ``device`` in ``dtype``, in evaluation mode.
@@ -64,18 +72,25 @@ class Weights:
             model = self._load(model_class, dtype=dtype, **arguments)
         else:
             config = make_config(self.cell)
-            copies = self._copy(config, dtype)
-            model = model_class.from_pretrained(None, config=config, state_dict=copies, dtype=dtype, **arguments)
+            state = self._state_dict(config, dtype)
+            if self.kind == "random" and device.type == "cpu":
+                state = {name: tensor.clone() for name, tensor in state.items()}
+            model = model_class.from_pretrained(None, config=config, state_dict=state, dtype=dtype, **arguments)
             settings = vocabulary_of(config.vocab_size).generation_settings()
             model.generation_config = GenerationConfig(**settings)
         model.eval()
         model.to(device)
         return model
 
-    def _copy(self, config: WhisperConfig, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        if self._random is not None:
-            return {name: tensor.to(dtype, copy=True) for name, tensor in self._random.items()}
-        return {name: layout._replace(dtype=dtype).zeros() for name, layout in make_layouts(config).items()}
+    def _state_dict(self, config: WhisperConfig, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        layouts = make_layouts(config)
+        if self.kind == ZEROS:
+            return {name: layout._replace(dtype=dtype).zeros() for name, layout in layouts.items()}
+        exact = self._random.setdefault(torch.float32, {})
+        exact |= make_state_dict({name: layout for name, layout in layouts.items() if name not in exact})
+        rounded = self._random.setdefault(dtype, {})
+        rounded |= {name: exact[name].to(dtype) for name in layouts if name not in rounded}
+        return {name: rounded[name] for name in layouts}
 
     def _load(
         self, model_class: type[WhisperForConditionalGeneration], **arguments: Any
@@ -117,15 +132,18 @@ def make_layouts(config: WhisperConfig) -> dict[str, Layout]:
     return {name: Layout.of(tensor) for name, tensor in state.items() if name != "proj_out.weight"}
 
 
-def make_state_dict(config: WhisperConfig) -> dict[str, torch.Tensor]:
-    """Random float32 weights for ``config``, each tensor from a seed of its own (its name's).
+def make_state_dict(layouts: "Mapping[str, Layout]") -> dict[str, torch.Tensor]:
+    """Random float32 weights of these names and shapes, each tensor from a seed of its own (its name's).
 
     So a model with fewer decoder layers shares the tensors it has with the deeper one. Unlike Transformers'
     initialisation (all of it 0.02, biases zero, attention next to uniform) the scales are a trained model's:
     peaked attention, biases and layer norms that count, logits that depend on audio and on every earlier
     token. An error in a mask or a cache then shows in the logits instead of drowning.
     """
-    return {name: _make_tensor(name, layout.shape) for name, layout in make_layouts(config).items()}
+    # One tensor takes one core.
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        tensors = pool.map(_make_tensor, layouts, (layout.shape for layout in layouts.values()))
+        return dict(zip(layouts, tensors, strict=True))
 
 
 def _make_tensor(name: str, shape: torch.Size) -> torch.Tensor:

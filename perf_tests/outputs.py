@@ -73,6 +73,7 @@ def check_outputs(subject: Component, reference: OutputReference) -> dict[str, A
         "reference": reference.name,
         "tokens_equal": None if tokens is None else first is None,
         "first_difference": first,
+        "rows_different": None,
         "token_regret": None,
         "token_regret_bound": None,
     }

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from .audio import SYNTHETIC_VERSION, Speech
-from .cases import CHECKPOINTS, WINDOW_SECONDS, Case, Cell
+from .cases import CHECKPOINTS, SETTINGS, WINDOW_SECONDS, Case, Cell
 from .floors import Floor
 from .intervals import estimate_speedup
 from .measure.allocator import settle_allocator
@@ -28,23 +28,31 @@ from .parity import Reference, check_parity, make_reference, read_outputs
 from .plan import Plan
 from .progress import Progress
 from .schema import SCHEMA_VERSION
-from .subject import FEATURES_VERSION, Place, Stage, Subject, make_empty_features, make_features
-from .works import WORKS, setting_of
+from .subject import FEATURES_VERSION, SHORT, Place, Stage, Subject, make_empty_features, make_features
+from .works import WORKS, chooses_plain_text, setting_of
 
 CONTROL = "original"
 COMPONENT_KEYS = ("limit_bytes", "limit_flops", "floor_seconds", "fraction_of_limit", "word_error_rate")
 
 
 class Workspace:
-    """What the cases of one cell share on the host: weights, features, and the reference for parity."""
+    """What the cases of one cell share on the host: weights, features, and the reference for parity.
 
-    def __init__(self, cell: Cell, plan: Plan, speech: Speech, place: Place, weights: Weights | None = None) -> None:
+    ``last`` is the cell before: what the two have in common is made once. ``input`` tells whether features are.
+    """
+
+    def __init__(self, cell: Cell, plan: Plan, speech: Speech, place: Place, last: "Workspace | None" = None) -> None:
         self.cell = cell
         self.place = place
         uses_zeros = plan.counters_only and not plan.on_cuda and plan.weights == "random"
-        self.weights = weights or Weights(cell, ZEROS if uses_zeros else plan.weights)
+        self.weights = Weights(cell, ZEROS if uses_zeros else plan.weights, last.weights if last else None)
         computes = plan.computes(cell.setting) or plan.weights != "random"
-        self._features = make_features(cell, speech) if computes else make_empty_features(cell)
+        self.input: tuple[int, int, bool] | None
+        self.input = CHECKPOINTS[cell.checkpoint].mel_bins, setting_of(cell.setting).batch_size, computes
+        if last is not None and last.input == self.input:
+            self._features = last._features
+        else:
+            self._features = make_features(cell, speech) if computes else make_empty_features(cell)
         self._reference: Reference | None = None
 
     def stage(self) -> Stage:
@@ -108,16 +116,22 @@ class Procedure:
         info.update(self.time(case, subject, benchmark, control))
         seconds = list(benchmark.stats.stats.data) if benchmark.stats is not None else []
         info.update(workspace.findings(subject, seconds))
+        info["pass_seconds"] = self.progress.pass_seconds()
 
     def measure_memory(self, case: Case, subject: Subject) -> tuple[dict[str, Any], Any]:
         """The memory pass: its record, and what its round has computed."""
-        warm_up = partial(warm_up_without_products, subject) if self.plan.counts_hollow(case.setting) else None
+        warm_up = None
+        if self.plan.counts_hollow(case.setting):
+            warm_up = partial(warm_up_without_products, subject)
+        elif case.setting in SETTINGS and not subject.keeps_buffers:
+            warm_up = partial(subject.generate, **SHORT)
         return record_memory(subject, warm_up)
 
     def count(self, case: Case, subject: Subject) -> dict[str, Any]:
         """The counters' pass."""
-        hollow = self.plan.counts_hollow(case.setting)
-        return record_counters(count_hollow_round(subject, case) if hollow else count_round(subject))
+        if self.plan.counts_hollow(case.setting):
+            return record_counters(count_hollow_round(subject, case))
+        return record_counters(count_round(subject, getattr(SETTINGS.get(case.setting), "new_tokens", None)))
 
     def time(
         self,
@@ -133,7 +147,8 @@ class Procedure:
         gc.collect()
         settle_allocator()
         rounds, aim = self.plan.rounds_of(case.setting), self.plan.aim_of(case.setting)
-        warm_ups = 1
+        # Beside no control the counters' pass was warm-up enough, where it ran a whole `generate`.
+        warm_ups = 0 if control is None and self.plan.on_cuda and case.setting in SETTINGS else 1
         if control is not None and aim is not None and not benchmark.disabled:
             self.progress.phase("choosing the number of rounds")
             rounds, warm_ups = choose_rounds(subject.run_round, control, aim, yardstick), 0
@@ -231,6 +246,7 @@ def define(cell: Cell, plan: Plan, audio: str) -> str:
         "audio": audio,
         "audio_version": SYNTHETIC_VERSION,
         "features_version": FEATURES_VERSION,
+        "plain_text": chooses_plain_text(cell.setting, plan.weights),
     }
     if cell.setting in WORKS:
         work = WORKS[cell.setting]._asdict()

@@ -24,10 +24,12 @@ class Progress:
         self._rounds = 0
         self._phase_start = self._last_write = time.monotonic()
         self._on_line = False
+        self._seconds: dict[str, float] = {}
 
     def start(self, title: str) -> None:
         """A case begins."""
-        self._title, self._rounds = title, 0
+        self._title, self._rounds, self._phase = title, 0, ""
+        self._seconds = {}
         self._last_write = time.monotonic()
         self.phase("starting")
         if self._reporter is not None:
@@ -35,9 +37,20 @@ class Progress:
 
     def phase(self, name: str, rounds: int = 0) -> None:
         """A pass begins; with a number of rounds to come, if it has rounds."""
+        self._end_phase()
         self._phase, self._rounds = name, rounds
-        self._phase_start = time.monotonic()
         self._write(0)
+
+    def pass_seconds(self) -> dict[str, float]:
+        """What each pass of the case has taken so far, in seconds, by name."""
+        self._end_phase()
+        return dict(self._seconds)
+
+    def _end_phase(self) -> None:
+        now = time.monotonic()
+        if self._phase:
+            self._seconds[self._phase] = self._seconds.get(self._phase, 0.0) + now - self._phase_start
+        self._phase_start = now
 
     def rounds_done(self, done: int) -> None:
         """So many rounds of the pass are done."""

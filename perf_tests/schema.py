@@ -8,7 +8,7 @@ as a timed one, with null for what only timing gives (``COUNTED_INFO``). ``valid
 
 from typing import NamedTuple
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 OUTCOMES = ("passed", "failed", "skipped")
 # NVML's reasons for clocks below what was asked for that mean trouble: hardware slow-down, thermal (software and
 # hardware), power brake. Idle clocks, clocks that were set, and the power cap of a busy GPU are not among them.
@@ -92,10 +92,18 @@ _PARITY = (
     ),
     Field("first_difference", "integer", "token", "index of the first new token that differs", nullable=True),
     Field(
+        "rows_different",
+        "integer",
+        "rows",
+        "sequences whose tokens differ; in half precision each is judged to its end, and the first choice is a tie",
+        nullable=True,
+    ),
+    Field(
         "token_regret",
         "number",
         "logit",
-        "how far below the reference's best a chosen token lies, at most; half precision only",
+        "how far below the reference's best a token lies that was chosen in such a row, at most; where none differs, in"
+        " any of the original's; half precision only",
         nullable=True,
     ),
     Field("token_regret_bound", "number", "logit", "what token_regret may be at most", nullable=True),
@@ -210,6 +218,12 @@ EXTRA_INFO = (
     Field("fraction_of_limit", "number", None, "floor_seconds over the median round", nullable=True),
     Field("word_error_rate", "number", None, "errors per word that was said; test_accuracy only", nullable=True),
     Field("device_state", "object", None, "the machine's state beside the rounds", fields=_DEVICE_STATE),
+    Field(
+        "pass_seconds",
+        "numbers by name",
+        "s",
+        "where the case's time went; the cell's weights and input are made in its first case, before it builds a model",
+    ),
 )
 
 # What a case has that was counted without timing, and what it does not: these are null then.

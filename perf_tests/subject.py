@@ -14,9 +14,11 @@ from .audio import SAMPLING_RATE, Speech
 from .cases import CHECKPOINTS, MEL_FRAMES, Cell
 from .models import Weights
 from .vocabulary import vocabulary_of
-from .works import setting_of
+from .works import chooses_plain_text, setting_of
 
 FEATURES_VERSION = 1
+# Arguments of a short round, to warm up.
+SHORT = {"min_new_tokens": 2, "max_new_tokens": 2}
 
 
 class Place(NamedTuple):
@@ -51,9 +53,12 @@ class Subject:
         self.arguments = arguments
         self.place = place
 
-    def generate(self) -> torch.Tensor:
-        """Generate from the whole batch; return the new tokens, (batch, new tokens), int64 on the device."""
-        tokens: torch.Tensor = self.model.generate(self.features, **self.arguments)
+    def generate(self, **other: Any) -> torch.Tensor:
+        """Generate from the whole batch; return the new tokens, (batch, new tokens), int64 on the device.
+
+        ``other`` arguments take the place of the subject's own.
+        """
+        tokens: torch.Tensor = self.model.generate(self.features, **{**self.arguments, **other})
         return tokens
 
     def compute(self) -> Any:
@@ -72,6 +77,11 @@ class Subject:
             return {str(call): str(kernel) for call, kernel in backend.items()}
         kernel = str(self.model.config._attn_implementation)
         return {"encoder": kernel, "decode": kernel}
+
+    @property
+    def keeps_buffers(self) -> bool:
+        """Whether a round leaves memory behind for the next one of its length: the buffers of captured decoding."""
+        return hasattr(self.model, "uncaptured")
 
     def uncaptured(self) -> AbstractContextManager[None]:
         """A context in which a round runs operator by operator: a replayed CUDA graph dispatches none."""
@@ -101,13 +111,19 @@ class Stage:
         self._kind = kind
         self._subjects: list[Subject] = []
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What every subject hands to ``generate``."""
+        setting = self.cell.setting
+        plain_text = chooses_plain_text(setting, self._weights.kind)
+        return self.vocabulary.generate_arguments(setting_of(setting).new_tokens, plain_text=plain_text)
+
     def build(self, implementation: str, dtype: torch.dtype | None = None) -> Subject:
         """Put ``implementation`` on the device, in the session's dtype or in another."""
         place = self.place._replace(dtype=dtype or self.place.dtype)
         model = self._weights.build(implementation, place.device, place.dtype)
         features = self._features.to(place.device, place.dtype)
-        arguments = self.vocabulary.generate_arguments(setting_of(self.cell.setting).new_tokens)
-        subject = self._kind(implementation, model, features, arguments, place)
+        subject = self._kind(implementation, model, features, self.arguments, place)
         self._subjects.append(subject)
         return subject
 

@@ -2,11 +2,12 @@
 
 import io
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .cases import SETTINGS
 from .journal import Entry
+from .regression.text import count_of
 from .schema import HARMFUL_THROTTLE_REASONS
 from .works import ACCURACY, WORKS, setting_of
 
@@ -121,7 +122,7 @@ def _row(entry: Entry) -> Iterable[str]:
         format_speedup(info["speedup"]) if info["speedup"] else "",
         format_bytes(info["peak_memory_allocated_bytes"]),
         _rate(info),
-        _tokens(parity),
+        show_tokens(parity),
         f"{parity['max_abs_error']:.0e} / {parity['bound']:.0e}",
     ]
 
@@ -142,10 +143,15 @@ def _rate(info: dict[str, Any]) -> str:
     return "" if info["tokens_per_second"] is None else f"{info['tokens_per_second']:.1f}"
 
 
-def _tokens(parity: dict[str, Any]) -> str:
-    if parity["tokens_equal"] is None:
+def show_tokens(parity: Mapping[str, Any]) -> str:
+    """``equal``, or ``differ from 17 in 2 rows``; nothing where that is not known."""
+    equal, place, rows = (parity.get(key) for key in ("tokens_equal", "first_difference", "rows_different"))
+    if not isinstance(equal, bool):
         return ""
-    return "equal" if parity["tokens_equal"] else f"differ from {parity['first_difference']}"
+    if equal:
+        return "equal"
+    where = f" from {place}" if isinstance(place, int) else ""
+    return f"differ{where}" + (f" in {count_of(rows, 'row')}" if isinstance(rows, int) else "")
 
 
 def _counted_row(entry: Entry) -> Iterable[str]:

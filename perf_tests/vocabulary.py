@@ -25,8 +25,9 @@ _MULTILINGUAL_SYMBOLS = (
 
 
 class Vocabulary(NamedTuple):
-    """One published vocabulary; ``prompt`` is what English text without timestamps starts from."""
+    """One published vocabulary of ``size`` tokens; ``prompt`` is what English text without timestamps starts from."""
 
+    size: int
     end_of_text: int
     prompt: tuple[int, ...]
     suppress: tuple[int, ...]
@@ -56,8 +57,12 @@ class Vocabulary(NamedTuple):
             settings |= {"lang_to_id": self.language_ids, "task_to_id": self.task_ids}
         return settings
 
-    def generate_arguments(self, new_tokens: int) -> dict[str, Any]:
-        """Arguments of ``generate`` for greedy decoding of exactly ``new_tokens`` tokens."""
+    def generate_arguments(self, new_tokens: int, *, plain_text: bool = False) -> dict[str, Any]:
+        """Arguments of ``generate`` for greedy decoding of exactly ``new_tokens`` tokens.
+
+        ``plain_text`` leaves nothing but text to choose. Where random weights choose a timestamp, ``generate`` sees a
+        segment end and decodes another window: twice the work, and in half precision a near tie may decide.
+        """
         arguments: dict[str, Any] = {
             "min_new_tokens": new_tokens,
             "max_new_tokens": new_tokens,
@@ -66,6 +71,9 @@ class Vocabulary(NamedTuple):
         }
         if self.multilingual:
             arguments |= {"language": "en", "task": "transcribe"}
+        if plain_text:
+            # Special tokens and timestamps come behind the text.
+            arguments["suppress_tokens"] = sorted({*self.suppress, *range(self.end_of_text, self.size)})
         return arguments
 
 
@@ -73,13 +81,14 @@ def vocabulary_of(size: int) -> Vocabulary:
     """The vocabulary of 51864 (English-only), 51865 (multilingual) or 51866 tokens (one language more)."""
     if size == 51864:
         special = tuple(range(50357, 50362))
-        return Vocabulary(50256, (50257, 50362), (*_ENGLISH_SYMBOLS, 50257, *special), {}, {})
+        return Vocabulary(size, 50256, (50257, 50362), (*_ENGLISH_SYMBOLS, 50257, *special), {}, {})
     if size not in (51865, 51866):
         raise ValueError(f"no published Whisper vocabulary has {size} tokens")
     shift = size - 51865
     translate, transcribe, no_timestamps = 50358 + shift, 50359 + shift, 50363 + shift
     special = tuple(range(translate, no_timestamps))
     return Vocabulary(
+        size=size,
         end_of_text=50257,
         prompt=(50258, 50259, transcribe, no_timestamps),
         suppress=(*_MULTILINGUAL_SYMBOLS, 50258, *special),

@@ -121,6 +121,11 @@ def setting_of(name: str) -> Setting | Work:
     return WORKS[name] if name in WORKS else SETTINGS[name]
 
 
+def chooses_plain_text(setting: str, weights: str) -> bool:
+    """Whether rounds of ``setting`` may choose text alone: ``generate``'s, with weights that would choose anything."""
+    return setting in SETTINGS and weights != "pretrained"
+
+
 def function_of(case: Case) -> str:
     """The test function that runs ``case``."""
     return WORKS[case.setting].test if case.setting in WORKS else "test_generate"

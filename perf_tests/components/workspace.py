@@ -47,12 +47,13 @@ class ComponentWorkspace(Workspace):
         plan: Plan,
         speech: Speech,
         place: Place,
-        weights: Weights | None,
+        last: Workspace | None,
         limits: dict[str, Any] | None,
     ) -> None:
         self.cell = cell
         self.place = place
-        self.weights = weights or Weights(cell, plan.weights)
+        self.weights = Weights(cell, plan.weights, last.weights if last else None)
+        self.input = None
         self.limits = limits
         self._speech = speech
         self._features = make_input(cell, speech)

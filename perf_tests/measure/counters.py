@@ -1,7 +1,8 @@
 """Exact counters of one round, in a pass of their own: operators, FLOPs, launches, waits."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +27,10 @@ SYNCS = (
     "cuStreamSynchronize",
     "cuCtxSync",
 )
+# Rounds of more tokens are counted from shorter ones, whose lengths are so many tokens apart: captured decoding looks
+# at the flags of the finished sequences once in 16.
+SHORT_TOKENS = 64
+STRIDE = 16
 # How greedy decoding chooses a token.
 TOKEN_CHOICE = torch.ops.aten.argmax.default
 
@@ -40,15 +45,42 @@ class Counters(NamedTuple):
     by_operator: dict[str, int]
 
 
-def count_round(subject: Subject) -> Counters:
-    """Count a round of a warmed-up ``subject``: operators of the uncaptured step, launches of a captured."""
+def count_round(subject: Subject, tokens: int | None = None) -> Counters:
+    """Count a round of a warmed-up ``subject``: operators of the uncaptured step, launches and waits of a captured.
+
+    Args:
+        subject: What runs.
+        tokens: That a round generates, where it is a ``generate`` of a forced number of them.
+    """
     with subject.uncaptured(), RoundCounter() as counter:
         subject.run_round()
     launches = syncs = None
     if subject.place.device.type == "cuda":
-        subject.run_round()
-        launches, syncs = count_cuda_calls(_cuda_event_names(subject))
+        launches, syncs = count_launches(partial(_profile, subject), tokens)
     return Counters(counter.operators, counter.flops, launches, syncs, counter.by_operator)
+
+
+def count_launches(profiled: Callable[[int | None], Iterable[str]], tokens: int | None) -> tuple[int, int]:
+    """Count launches (a graph's replay is one) and host waits of a round; long ones from three that are short.
+
+    Greedy decoding launches the same for every token, but for what happens once in ``STRIDE`` of them. So the counts of
+    three rounds that are ``STRIDE`` tokens apart tell those of a long one, if they are on one line; else it is counted.
+
+    Args:
+        profiled: Runs a round of so many tokens (None: as it is); returns the names of CUDA's calls in it.
+        tokens: As for ``count_round``.
+    """
+    if tokens is not None and tokens > SHORT_TOKENS:
+        least = tokens % STRIDE + STRIDE
+        first, second, third = (
+            count_cuda_calls(profiled(length)) for length in (least, least + STRIDE, least + 2 * STRIDE)
+        )
+        slopes = [later - earlier for earlier, later in zip(first, second, strict=True)]
+        if slopes == [later - earlier for earlier, later in zip(second, third, strict=True)]:
+            strides = (tokens - least) // STRIDE
+            launches, syncs = (start + strides * slope for start, slope in zip(first, slopes, strict=True))
+            return launches, syncs
+    return count_cuda_calls(profiled(None))
 
 
 class OperatorCounter(TorchDispatchMode):
@@ -112,10 +144,18 @@ def count_cuda_calls(names: Iterable[str]) -> tuple[int, int]:
     return launches, syncs
 
 
-def _cuda_event_names(subject: Subject) -> list[str]:
-    """Names of what a round calls, less the waits that the round's end and the profiler's end add."""
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
-        subject.compute()
+def _profile(subject: Subject, tokens: int | None) -> list[str]:
+    """Names of CUDA's calls in a round, less the waits that the round's end and the profiler's end add.
+
+    CUDA's activities alone: recording the operators takes longer than the round.
+    """
+    run = subject.compute
+    if tokens is not None:
+        run = partial(subject.generate, min_new_tokens=tokens, max_new_tokens=tokens)
+        if subject.keeps_buffers:
+            run()  # of this length there were none yet
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        run()
     names = [event.name for event in profiler.events() or ()]
     if "cudaDeviceSynchronize" in names:  # the profiler's own, when it stops
         names.remove("cudaDeviceSynchronize")

@@ -19,12 +19,10 @@ from perf_tests.cases import SETTINGS, Case
 from perf_tests.measure.counters import TOKEN_CHOICE, Counters, RoundCounter
 from perf_tests.measure.flops import has_formula
 from perf_tests.measure.layout import Layout
-from perf_tests.subject import Subject
+from perf_tests.subject import SHORT, Subject
 
 # Elements of all tensor arguments together from which an operator is hollow: below, computing is no slower.
 LARGE = 2**15
-# What a model lays out at its first round, it lays out for two tokens too.
-WARM_UP = {"min_new_tokens": 2, "max_new_tokens": 2}
 META = torch.device("meta")
 
 
@@ -112,7 +110,7 @@ def count_hollow_round(subject: Subject, case: Case) -> Counters:
         EndedEarlyError: the numbers decided how many tokens there are.
     """
     with HollowCounter():
-        subject.model.generate(subject.features, **{**subject.arguments, **WARM_UP})
+        subject.generate(**SHORT)
     with HollowCounter() as counter:
         tokens = subject.generate()
     setting = SETTINGS[case.setting]

@@ -176,7 +176,9 @@ def check_version(version: object, name: str) -> None:
         Unreadable: it is not this one.
     """
     if version != SCHEMA_VERSION or isinstance(version, bool):
-        raise Unreadable(f"{name}: schema_version {version}, and this gate reads {SCHEMA_VERSION}")
+        raise Unreadable(
+            f"{name}: schema_version {version}, and only {SCHEMA_VERSION} is read here; measure that commit anew (`ab`)"
+        )
 
 
 def _read_outcomes(entries: object) -> dict[str, tuple[str, str | None]]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from perf_tests.intervals import Estimate
-from perf_tests.table import format_seconds
+from perf_tests.table import format_seconds, show_tokens
 
 from .reading import CaseView, number
 
@@ -81,11 +81,7 @@ def show_change(fraction: float | None) -> str:
 
 def show_parity(parity: Mapping[str, Any]) -> str:
     """``tokens equal, error 6e-06 of 1e-04``; what is known of it."""
-    parts = []
-    if isinstance(parity.get("tokens_equal"), bool):
-        place = number(parity.get("first_difference"))
-        where = "" if place is None else f" from {place:.0f}"
-        parts.append("tokens equal" if parity["tokens_equal"] else f"tokens differ{where}")
+    parts = [f"tokens {tokens}"] if (tokens := show_tokens(parity)) else []
     error, bound = (number(parity.get(key)) for key in ("max_abs_error", "bound"))
     if error is not None:
         parts.append(f"error {error:.0e}" + ("" if bound is None else f" of {bound:.0e}"))

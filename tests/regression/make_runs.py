@@ -10,7 +10,7 @@ from typing import Any
 from perf_tests import cases
 from perf_tests.cases import Case
 from perf_tests.regression.statistics import CONTROL_WEIGHT
-from perf_tests.schema import TIMED_ONLY
+from perf_tests.schema import SCHEMA_VERSION, TIMED_ONLY
 
 MACHINE = {
     "node": "here",
@@ -58,7 +58,7 @@ def make_bench(case: Case, rng: random.Random, *, rounds: int = 20, spread: floa
         "params": case._asdict(),
         "stats": {"data": data, "median": sorted(data)[rounds // 2], "rounds": rounds},
         "extra_info": {
-            "schema_version": 1,
+            "schema_version": SCHEMA_VERSION,
             "case_definition": f"def-{case.cell.id}",
             "device": "cpu",
             "dtype": "float32",
@@ -89,6 +89,7 @@ def make_bench(case: Case, rng: random.Random, *, rounds: int = 20, spread: floa
                 "reference": "original",
                 "tokens_equal": True,
                 "first_difference": None,
+                "rows_different": 0,
                 "token_regret": None,
                 "token_regret_bound": None,
             },
@@ -108,6 +109,7 @@ def make_bench(case: Case, rng: random.Random, *, rounds: int = 20, spread: floa
                 "gpu_throttle_reasons": None,
                 "gpu_foreign_processes": None,
             },
+            "pass_seconds": {"building the model": 0.5, "timing": 12.0},
         },
     }
 

@@ -8,6 +8,7 @@ from perf_tests.cases import SETTINGS
 from perf_tests.measure.counters import (
     OperatorCounter,
     count_cuda_calls,
+    count_launches,
     count_round,
 )
 from perf_tests.measure.flops import convolution_flops
@@ -127,3 +128,39 @@ def test_cuda_calls_by_name() -> None:
     names = ["cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cudaGraphLaunch", "aten::mm"]
     waits = ["cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaMemcpyAsync", "cudaEventRecord"]
     assert count_cuda_calls([*names, *waits]) == (4, 2)
+
+
+LAUNCH, WAIT = "cudaLaunchKernel", "cudaStreamSynchronize"
+
+
+def calls_of(tokens: int, bend: int = 10_000) -> list[str]:
+    """A round's calls: an encoder's, those of each token, and a wait once in 16; more launches from ``bend`` on."""
+    launches = 100 + 3 * tokens + max(0, tokens - bend)
+    return [LAUNCH] * launches + [WAIT] * (1 + (tokens - 1) // 16)
+
+
+@pytest.mark.parametrize("tokens", [1, 25, 64, 65, 250, 256, 257])
+def test_launches_of_a_long_round_are_told_by_short_ones(tokens: int) -> None:
+    asked: list[int | None] = []
+
+    def profiled(length: int | None) -> list[str]:
+        asked.append(length)
+        return calls_of(length or tokens)
+
+    assert count_launches(profiled, tokens) == count_cuda_calls(calls_of(tokens))
+    assert asked == [None] if tokens <= 64 else sum(length or 1000 for length in asked) < 150
+
+
+def test_what_is_on_no_line_is_counted_whole() -> None:
+    asked: list[int | None] = []
+
+    def profiled(length: int | None) -> list[str]:
+        asked.append(length)
+        return calls_of(length or 256, bend=40)
+
+    assert count_launches(profiled, 256) == count_cuda_calls(calls_of(256, bend=40))
+    assert asked[-1] is None
+
+
+def test_what_generates_no_forced_tokens_is_counted_whole() -> None:
+    assert count_launches(lambda length: [LAUNCH, WAIT, WAIT] if length is None else [], None) == (1, 2)

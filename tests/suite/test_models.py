@@ -5,8 +5,9 @@ import pytest
 import torch
 from transformers import WhisperForConditionalGeneration
 
+from perf_tests import models
 from perf_tests.cases import CHECKPOINTS, Cell
-from perf_tests.models import Weights, make_config, make_state_dict
+from perf_tests.models import ZEROS, Weights, make_config, make_layouts, make_state_dict
 from perf_tests.procedure import rates
 from perf_tests.subject import Stage, clear_frames
 from perf_tests.vocabulary import vocabulary_of
@@ -32,11 +33,37 @@ def test_dimensions_give_the_published_number_of_parameters(checkpoint: str) -> 
 
 
 def test_weights_repeat_and_nest(mini_cell: Cell) -> None:
-    deep = make_state_dict(make_config(mini_cell))
-    shallow = make_state_dict(make_config(mini_cell._replace(decoder_layers=1)))
+    deep = make_state_dict(make_layouts(make_config(mini_cell)))
+    shallow = make_state_dict(make_layouts(make_config(mini_cell._replace(decoder_layers=1))))
     assert set(shallow) < set(deep)
     for name, tensor in shallow.items():
         assert torch.equal(tensor, deep[name]), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_depths_have_in_common_is_made_once(
+    mini_cell: Cell, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    def make(name: str, shape: torch.Size) -> torch.Tensor:
+        made.append(name)
+        return torch.ones(shape)
+
+    monkeypatch.setattr(models, "_make_tensor", make)
+    weights = None
+    for layers in (1, 2, 1):
+        weights = Weights(mini_cell._replace(decoder_layers=layers), "random", weights)
+        for implementation in ("original", "flash"):
+            model = weights.build(implementation, torch.device("cpu"), dtype)
+            assert len(model.model.decoder.layers) == layers
+            assert model.dtype == dtype
+    assert sorted(made) == sorted(make_layouts(make_config(mini_cell)))
+    for other in (
+        Weights(mini_cell._replace(checkpoint="tiny.en"), "random", weights),
+        Weights(mini_cell, ZEROS, weights),
+    ):
+        assert not other._random
 
 
 def test_all_implementations_have_the_same_weights_in_storage_of_their_own(mini_cell: Cell) -> None:

@@ -11,6 +11,7 @@ from perf_tests.report.numbers import show_significant
 from perf_tests.report.reading import CaseView, number
 from perf_tests.report.rows import Row
 from perf_tests.report.subject import Subject
+from perf_tests.table import show_tokens
 
 COLUMNS = (
     "cell",
@@ -52,11 +53,7 @@ def _figures(case: CaseView) -> tuple[float | None, float | None, float | None]:
 def _row(row: Row, case: CaseView) -> list[Cell]:
     values = _figures(case)
     more = [number(case.parity.get(key)) for key in FIGURES]
-    place = number(case.parity.get("first_difference"))
-    equal = case.parity.get("tokens_equal")
-    tokens = "equal" if equal is True else "not recorded" if equal is None else "differ"
-    if equal is False and place is not None:
-        tokens += f" from {place:.0f}"
+    tokens = show_tokens(case.parity) or "not recorded"
     mark = {"equal": "good", "not recorded": ""}.get(tokens, "note")
     return [
         text_cell(row.label),

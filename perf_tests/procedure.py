@@ -41,13 +41,16 @@ class Workspace:
     ``last`` is the cell before: what the two have in common is made once. ``input`` tells whether features are.
     """
 
+    weights: Weights
+    input: tuple[int, int, bool] | None
+    _features: torch.Tensor
+
     def __init__(self, cell: Cell, plan: Plan, speech: Speech, place: Place, last: "Workspace | None" = None) -> None:
         self.cell = cell
         self.place = place
         uses_zeros = plan.counters_only and not plan.on_cuda and plan.weights == "random"
         self.weights = Weights(cell, ZEROS if uses_zeros else plan.weights, last.weights if last else None)
         computes = plan.computes(cell.setting) or plan.weights != "random"
-        self.input: tuple[int, int, bool] | None
         self.input = CHECKPOINTS[cell.checkpoint].mel_bins, setting_of(cell.setting).batch_size, computes
         if last is not None and last.input == self.input:
             self._features = last._features
@@ -120,7 +123,7 @@ class Procedure:
 
     def measure_memory(self, case: Case, subject: Subject) -> tuple[dict[str, Any], Any]:
         """The memory pass: its record, and what its round has computed."""
-        warm_up = None
+        warm_up: Callable[[], object] | None = None
         if self.plan.counts_hollow(case.setting):
             warm_up = partial(warm_up_without_products, subject)
         elif case.setting in SETTINGS and not subject.keeps_buffers:
@@ -192,7 +195,7 @@ class Procedure:
         }
 
 
-def record_memory(subject: Subject, warm_up: Callable[[], None] | None = None) -> tuple[dict[str, Any], Any]:
+def record_memory(subject: Subject, warm_up: Callable[[], object] | None = None) -> tuple[dict[str, Any], Any]:
     """The memory pass, under the recorded keys, and what its round has computed."""
     memory, output = measure_round(subject, warm_up)
     record = {

@@ -26,7 +26,7 @@ class Memory(NamedTuple):
     peak_reserved: int | None
 
 
-def measure_memory(subject: Subject, warm_up: Callable[[], None] | None = None) -> Memory:
+def measure_memory(subject: Subject, warm_up: Callable[[], object] | None = None) -> Memory:
     """Measure a freshly built ``subject``: one warm-up round (or ``warm_up``), then the round that counts.
 
     What an implementation builds and keeps in the warm-up (fused weights, caches) is part of its peak.
@@ -34,13 +34,13 @@ def measure_memory(subject: Subject, warm_up: Callable[[], None] | None = None) 
     return measure_round(subject, warm_up)[0]
 
 
-def measure_round(subject: Subject, warm_up: Callable[[], None] | None = None) -> tuple[Memory, Any]:
+def measure_round(subject: Subject, warm_up: Callable[[], object] | None = None) -> tuple[Memory, Any]:
     """Measure as ``measure_memory`` does; return what the round that counts has computed, too."""
     measure = _measure_cuda if subject.place.device.type == "cuda" else _measure_cpu
     return measure(subject, warm_up or subject.run_round)
 
 
-def _measure_cuda(subject: Subject, warm_up: Callable[[], None]) -> tuple[Memory, Any]:
+def _measure_cuda(subject: Subject, warm_up: Callable[[], object]) -> tuple[Memory, Any]:
     device = subject.place.device
     _drop_workspaces()
     warm_up()
@@ -66,7 +66,7 @@ def _drop_workspaces() -> None:
         drop()
 
 
-def _measure_cpu(subject: Subject, warm_up: Callable[[], None]) -> tuple[Memory, Any]:
+def _measure_cpu(subject: Subject, warm_up: Callable[[], object]) -> tuple[Memory, Any]:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         warm_up()
         collect_garbage(subject.place)

@@ -77,10 +77,10 @@ class Result(NamedTuple):
 class Decoding(Subject):
     """A subject that gets the encoder's outputs, (batch, positions, width), in place of features."""
 
-    def generate(self) -> torch.Tensor:
+    def generate(self, **other: Any) -> torch.Tensor:
         """Decode; return the new tokens."""
         outputs = BaseModelOutput(last_hidden_state=self.features)
-        tokens: torch.Tensor = self.model.generate(encoder_outputs=outputs, **self.arguments)
+        tokens: torch.Tensor = self.model.generate(encoder_outputs=outputs, **{**self.arguments, **other})
         return tokens
 
 

@@ -107,7 +107,7 @@ def describe_compiled_step() -> dict[str, str | None] | None:
 def _describe_gpu(device: str) -> dict[str, Any]:
     import torch
 
-    from .measure.device import query_nvml
+    from .measure.nvml import query_nvml
 
     properties = torch.cuda.get_device_properties(torch.device(device))
     nvml = query_nvml(device)

@@ -157,6 +157,11 @@ class Procedure:
             rounds, warm_ups = choose_rounds(subject.run_round, control, aim, yardstick), 0
         self.progress.phase("timing", rounds)
         with StateWatch(self.plan.device) as watch:
+
+            def between(done: int) -> None:
+                self.progress.rounds_done(done)
+                watch.between_rounds(done)
+
             beside = time_rounds(
                 benchmark,
                 subject.run_round,
@@ -165,11 +170,11 @@ class Procedure:
                 control=control,
                 control_after=self.plan.control_after,
                 yardstick=yardstick,
-                between=self.progress.rounds_done,
+                between=between,
             )
         seconds = list(benchmark.stats.stats.data) if benchmark.stats is not None else []
         record: dict[str, Any] = dict.fromkeys(("control", "speedup", "yardstick", "process_rounds"))
-        record["device_state"] = watch.state
+        record["device_state"] = watch.record(beside.spans)
         if beside.control_seconds and seconds:
             position, control_seconds = "after" if self.plan.control_after else "before", beside.control_seconds
             record["control"] = {"implementation": CONTROL, "rounds_seconds": control_seconds, "position": position}

@@ -19,8 +19,8 @@ class Field(NamedTuple):
     """One recorded key.
 
     ``kind`` is a JSON type: ``string``, ``integer``, ``number`` (finite), ``boolean``, ``numbers`` (a list),
-    ``strings`` (an object of strings), ``counts`` (of integers), ``numbers by name`` (of numbers) or ``object``
-    (described by ``fields``).
+    ``numbers or nulls`` (likewise), ``strings`` (an object of strings), ``counts`` (of integers), ``numbers by name``
+    (of numbers) or ``object`` (described by ``fields``).
     """
 
     name: str
@@ -118,10 +118,38 @@ _DEVICE_STATE = (
     ),
     Field("foreign_cpu_cores", "number", "cores", "cores kept busy by other processes while timing, on average"),
     Field("cpu_frequency_hz", "number", "Hz", "the CPU's clock after timing", nullable=True),
-    Field("gpu_sm_clock_hz", "number", "Hz", "the GPU's SM clock after timing", nullable=True),
-    Field("gpu_temperature_celsius", "number", "°C", "the GPU's temperature after timing", nullable=True),
-    Field("gpu_throttle_reasons", "integer", None, "NVML's bit mask of clock throttle reasons", nullable=True),
-    Field("gpu_foreign_processes", "integer", "processes", "other processes that use the GPU", nullable=True),
+    Field(
+        "rounds",
+        "object",
+        None,
+        "lists paired with stats.data, of each round with its control and yardstick",
+        fields=(
+            Field("begin_seconds", "numbers", "s", "when it began, since the watch did"),
+            Field("end_seconds", "numbers", "s", "when it ended, since the watch began"),
+            Field(
+                "foreign_cpu_cores",
+                "numbers",
+                "cores",
+                "cores kept busy by other processes meanwhile; short rounds share what was read over several of them",
+            ),
+        ),
+    ),
+    Field(
+        "gpu",
+        "object",
+        None,
+        "the GPU's state in samples, from the last before the rounds to the one after them; empty lists where NVML is"
+        " missing, null in them where it refused; null on a CPU",
+        nullable=True,
+        fields=(
+            Field("at_seconds", "numbers", "s", "when each was taken, since the watch began"),
+            Field("sm_clock_hz", "numbers or nulls", "Hz", "the SM clock"),
+            Field("temperature_celsius", "numbers or nulls", "°C", "the GPU's temperature"),
+            Field("throttle_reasons", "numbers or nulls", None, "NVML's bit mask of clock throttle reasons"),
+            Field("foreign_processes", "numbers or nulls", "processes", "other processes that compute on the GPU"),
+            Field("sampler_cpu_seconds", "number", "s", "CPU time of the thread that took them"),
+        ),
+    ),
 )
 
 EXTRA_INFO = (

@@ -6,15 +6,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .cases import SETTINGS
+from .device_state import FOREIGN_LOAD_CORES, HEADINGS, describe_state, is_calm, was_shared, was_throttled
 from .journal import Entry
 from .regression.text import count_of
-from .schema import HARMFUL_THROTTLE_REASONS
 from .works import ACCURACY, WORKS, setting_of
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-FOREIGN_LOAD_CORES = 0.2
 LEAST_WIDTH = 148
 MEGABYTE = 1_000_000
 
@@ -77,11 +76,32 @@ def _render(
     width = max(LEAST_WIDTH, shutil.get_terminal_size().columns)
     console = Console(file=io.StringIO(), width=width, force_terminal=colour, no_color=not colour)
     console.print(table, markup=False)
+    if states := _state_table(entries):
+        console.print(states, markup=False)
     for note in _notes(entries):
         console.print(note, markup=False, highlight=False)
     output: Any = console.file
     text: str = output.getvalue()
     return text
+
+
+def _state_table(entries: Sequence[Entry]) -> "Table | None":
+    """The machine's state beside the rounds: of each case on a GPU, and on a CPU of those under load."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    described = [(name, describe_state(benchmark["extra_info"]["device_state"])) for name, benchmark in _timed(entries)]
+    rows = [(name, summaries) for name, summaries in described if not is_calm(summaries)]
+    headings = [heading for heading in HEADINGS if any(heading in summaries for _, summaries in rows)]
+    if not headings:
+        return None
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("meanwhile (least / median / most)", no_wrap=True)
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, summaries in rows:
+        table.add_row(name, *(summaries[heading].text if heading in summaries else "" for heading in headings))
+    return table
 
 
 def format_seconds(seconds: float) -> str:
@@ -107,13 +127,13 @@ def format_speedup(speedup: dict[str, float | None]) -> str:
 
 
 def _row(entry: Entry) -> Iterable[str]:
-    name = entry.id.partition("[")[2].removesuffix("]") or entry.id
+    name = _name(entry)
     if entry.benchmark is None:
         return [name, entry.outcome]
     info, stats = entry.benchmark["extra_info"], entry.benchmark["stats"]
     parity = info["parity"]
     nominal = setting_of(entry.benchmark["params"]["setting"]).rounds
-    flag = " !" if _shared(info["device_state"]) or _throttled(info["device_state"]) else ""
+    flag = " !" if was_shared(info["device_state"]) or was_throttled(info["device_state"]) else ""
     return [
         name,
         str(stats["rounds"]),
@@ -155,7 +175,7 @@ def show_tokens(parity: Mapping[str, Any]) -> str:
 
 
 def _counted_row(entry: Entry) -> Iterable[str]:
-    name = entry.id.partition("[")[2].removesuffix("]") or entry.id
+    name = _name(entry)
     if entry.benchmark is None:
         return [name, entry.outcome]
     info = entry.benchmark["extra_info"]
@@ -173,22 +193,25 @@ def _notes(entries: Sequence[Entry]) -> Iterable[str]:
     for entry in entries:
         if entry.outcome != "passed":
             yield f"{entry.outcome}: {entry.id}: {entry.reason}"
-    timed = [entry.benchmark for entry in entries if entry.benchmark and "stats" in entry.benchmark]
+    timed = [benchmark for _, benchmark in _timed(entries)]
     settings = {benchmark["params"]["setting"] for benchmark in timed}
     if settings:
         named = (name for name in (*SETTINGS, *WORKS) if name in settings)
         counts = ", ".join(f"{name} {setting_of(name).rounds}" for name in named)
         yield f"time: median round times the setting's rounds ({counts}); peak memory includes the weights"
     states = [benchmark["extra_info"]["device_state"] for benchmark in timed]
-    if any(map(_shared, states)):
+    if any(map(was_shared, states)):
         yield f"! others kept over {FOREIGN_LOAD_CORES} cores busy or used the GPU meanwhile: trust ratios, not times"
-    if any(map(_throttled, states)):
+    if any(map(was_throttled, states)):
         yield "! the GPU's clocks were throttled meanwhile: trust ratios, not times"
+    if any(state["gpu"] is not None and not state["gpu"]["at_seconds"] for state in states):
+        yield "the GPU's clocks are not known: nvidia-ml-py is not installed, or NVML does not answer"
 
 
-def _shared(state: dict[str, Any]) -> bool:
-    return bool(state["foreign_cpu_cores"] > FOREIGN_LOAD_CORES or state["gpu_foreign_processes"])
+def _timed(entries: Iterable[Entry]) -> list[tuple[str, dict[str, Any]]]:
+    """The benchmarks that were timed, with the names of their cases."""
+    return [(_name(entry), entry.benchmark) for entry in entries if entry.benchmark and "stats" in entry.benchmark]
 
 
-def _throttled(state: dict[str, Any]) -> bool:
-    return bool((state["gpu_throttle_reasons"] or 0) & HARMFUL_THROTTLE_REASONS)
+def _name(entry: Entry) -> str:
+    return entry.id.partition("[")[2].removesuffix("]") or entry.id

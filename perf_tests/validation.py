@@ -65,10 +65,18 @@ def validate_case(bench: Mapping[str, Any]) -> list[str]:
     beside = {"control": info["control"]["rounds_seconds"]} if info["control"] is not None else {}
     if info["yardstick"] is not None:
         beside |= {f"yardstick.{part}": values for part, values in info["yardstick"]["rounds_seconds"].items()}
+    state = info["device_state"]
+    beside |= {f"device_state.rounds.{key}": values for key, values in state["rounds"].items()}
     problems += [
         f"{name}: {what} has {len(values)} rounds for {len(data)}"
         for what, values in beside.items()
         if len(values) != len(data)
+    ]
+    samples = {key: values for key, values in (state["gpu"] or {}).items() if isinstance(values, list)}
+    problems += [
+        f"{name}: device_state.gpu.{key} has {len(values)} samples for {len(samples['at_seconds'])}"
+        for key, values in samples.items()
+        if len(values) != len(samples["at_seconds"])
     ]
     return problems
 
@@ -125,6 +133,8 @@ def _is(kind: str, value: object) -> bool:
             return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         case "numbers":
             return isinstance(value, list) and all(_is("number", item) for item in value)
+        case "numbers or nulls":
+            return isinstance(value, list) and all(item is None or _is("number", item) for item in value)
         case "strings":
             return isinstance(value, Mapping) and all(isinstance(item, str) for item in value.values())
         case "counts":

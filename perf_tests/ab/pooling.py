@@ -2,7 +2,8 @@
 
 Rounds are put together in the processes' order, and ``process_rounds`` says which are whose. Exact numbers repeat from
 process to process; where one does not (CUDA's allocator, in places), the middle one counts. Of what can only spoil a
-result, the worst counts: the largest parity error, the most foreign load.
+result, the worst counts: the largest parity error, the most foreign load. The times of ``device_state`` are of one
+clock for all processes, on which the watch of each begins where that of the one before ended.
 """
 
 import copy
@@ -18,6 +19,8 @@ from perf_tests.regression.statistics import Yardstick, are_alike
 Bench = dict[str, Any]
 # What follows from each process's median round and, for a component, from the limits that it measured itself.
 RATES = ("tokens_per_second", "real_time_factor", "floor_seconds", "fraction_of_limit")
+# What is on the clock of a process's watch.
+WATCH_TIMES = ("begin_seconds", "end_seconds", "at_seconds")
 
 
 def pool_runs(runs: Sequence[Run], commit_info: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,7 +60,7 @@ def pool_benches(benches: Sequence[Bench]) -> Bench:
         values = [value[key] for value in infos if value[key] is not None]
         info[key] = median_low(values) if len(values) == len(infos) else None
     info["parity"] = max((value["parity"] for value in infos), key=lambda parity: float(parity["max_abs_error"]))
-    info["device_state"] = max((value["device_state"] for value in infos), key=_disturbance)
+    info["device_state"] = _pool_states([value["device_state"] for value in infos])
     for key in RATES:
         values = [value[key] for value in infos if value[key] is not None]
         info[key] = median(values) if len(values) == len(infos) else None
@@ -84,6 +87,33 @@ def _pool_yardsticks(found: Sequence[Mapping[str, Any] | None]) -> dict[str, Any
     return {**present[0], "rounds_seconds": parts}
 
 
+def _pool_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One for the rounds of all processes: of single figures the worst, of lists all, in the processes' order."""
+    pooled: dict[str, Any] = {}
+    for key, worst in (("load_average", max), ("foreign_cpu_cores", max), ("cpu_frequency_hz", min)):
+        pooled[key] = worst((state[key] for state in states if state[key] is not None), default=None)
+    rounds, gpus, end = [], [], 0.0
+    for state in states:
+        rounds.append(_delay(state["rounds"], end))
+        gpus.append(_delay(state["gpu"] or {}, end))
+        end = max([*rounds[-1]["end_seconds"], *gpus[-1].get("at_seconds", ())])
+    return pooled | {"rounds": _join(rounds), "gpu": _join(gpus) if all(gpus) else None}
+
+
+def _delay(record: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    return {**record, **{key: [time + seconds for time in record[key]] for key in WATCH_TIMES if key in record}}
+
+
+def _join(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Lists one after another; of a number the sum."""
+    return {
+        key: [value for record in records for value in record[key]]
+        if isinstance(first, list)
+        else sum(record[key] for record in records)
+        for key, first in records[0].items()
+    }
+
+
 def _summarize(seconds: Sequence[float]) -> dict[str, Any]:
     """pytest-benchmark's own statistics of all rounds."""
     from pytest_benchmark.stats import Stats
@@ -93,7 +123,3 @@ def _summarize(seconds: Sequence[float]) -> dict[str, Any]:
         stats.update(second)  # type: ignore[no-untyped-call]
     fields: dict[str, Any] = stats.as_dict()  # type: ignore[no-untyped-call]
     return fields | {"data": [*seconds]}
-
-
-def _disturbance(state: Mapping[str, Any]) -> tuple[float, float]:
-    return float(state["gpu_foreign_processes"] or 0), float(state["foreign_cpu_cores"])

@@ -1,53 +1,107 @@
 """The machine's state beside a case's rounds: foreign load on the CPU, clocks and company on the GPU."""
 
 import time
+from bisect import bisect_right
+from collections.abc import Sequence
+from contextlib import ExitStack
+from itertools import pairwise
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import psutil  # type: ignore[import-untyped]
 
 from perf_tests.audio import first_line
 
-MEGAHERTZ = 1_000_000
+from .nvml import MEGAHERTZ, Sample, Samples, sample_gpu
+
+if TYPE_CHECKING:
+    from .time import Span
+
+# The system counts its cores' busy time in ticks of 10 ms, each of which is half a core over 20 ms. Between readings so
+# far apart the load of an idle machine came out within 0.1 cores (two cores of an AMD EPYC, one or both in use).
+READING_SECONDS = 0.2
 
 
-class Nvml(NamedTuple):
-    """What NVML says about a GPU; every field ``None`` where it says nothing."""
+class CpuReading(NamedTuple):
+    """Seconds of ``time.perf_counter``, and core seconds that others have used until then."""
 
-    driver: str | None = None
-    mig: bool | None = None
-    sm_clock_hz: int | None = None
-    temperature_celsius: int | None = None
-    throttle_reasons: int | None = None
-    foreign_processes: int | None = None
+    at: float
+    foreign_seconds: float
 
 
 class StateWatch:
-    """Watches the machine over a ``with`` block; ``state`` is the record for the key ``device_state``."""
+    """Watches the machine over a ``with`` block in which rounds are run.
+
+    A GPU's state is sampled by a thread. The CPU's load is read as the block begins and ends, and between rounds; those
+    that are too short for a reading each share one.
+    """
 
     def __init__(self, device: str) -> None:
         self.device = device
-        self.state: dict[str, Any] = {}
+        self._samples: Samples | None = None
+        self._sampling = ExitStack()
 
     def __enter__(self) -> Self:
-        self._start = _cpu_seconds()
+        self._readings = [_read_cpu()]
+        self._began = self._readings[0].at
+        if self.device.startswith("cuda"):
+            self._samples = self._sampling.enter_context(sample_gpu(self.device))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        before, after = self._start, _cpu_seconds()
-        busy, own, wall = (late - early for early, late in zip(before, after, strict=True))
-        nvml = query_nvml(self.device) if self.device.startswith("cuda") else Nvml()
-        self.state = {
+        with self._sampling:
+            last = _read_cpu()
+            if len(self._readings) > 1 and last.at - self._readings[-1].at < READING_SECONDS:
+                self._readings.pop()
+            self._readings.append(last)
+
+    def between_rounds(self, done: int) -> None:
+        """Read the CPU's load if that is due; before the first round always: what came earlier was the warm-up."""
+        if done == 0:
+            self._readings.clear()
+        elif time.perf_counter() - self._readings[-1].at < READING_SECONDS:
+            return
+        self._readings.append(_read_cpu())
+
+    @property
+    def foreign_cpu_cores(self) -> float:
+        """How many cores others kept busy, on average."""
+        return _foreign_load(self._readings[0], self._readings[-1])
+
+    def record(self, rounds: "Sequence[Span]") -> dict[str, Any]:
+        """The record for the key ``device_state``, once the block has ended and its rounds are known."""
+        starts = [reading.at for reading in self._readings[:-1]]
+        loads = [_foreign_load(*pair) for pair in pairwise(self._readings)]
+        return {
             "load_average": _load_average(),
-            "foreign_cpu_cores": max(0.0, (busy - own) / wall) if wall > 0 else 0.0,
+            "foreign_cpu_cores": self.foreign_cpu_cores,
             "cpu_frequency_hz": _cpu_frequency(),
-            "gpu_sm_clock_hz": nvml.sm_clock_hz,
-            "gpu_temperature_celsius": nvml.temperature_celsius,
-            "gpu_throttle_reasons": nvml.throttle_reasons,
-            "gpu_foreign_processes": nvml.foreign_processes,
+            "rounds": {
+                "begin_seconds": [self._since_began(span.begin) for span in rounds],
+                "end_seconds": [self._since_began(span.end) for span in rounds],
+                "foreign_cpu_cores": [round(loads[bisect_right(starts, span.begin) - 1], 3) for span in rounds],
+            },
+            "gpu": self._describe_gpu(self._samples, rounds) if self._samples is not None else None,
         }
+
+    def _describe_gpu(self, samples: Samples, rounds: "Sequence[Span]") -> dict[str, Any]:
+        """From the last sample before the rounds to the one after them."""
+        taken = samples.taken
+        if rounds:
+            before = bisect_right([sample.at for sample in taken], rounds[0].begin)
+            taken = taken[max(0, before - 1) :]
+        columns = {name: [getattr(sample, name) for sample in taken] for name in Sample._fields}
+        at = columns.pop("at")
+        return {
+            "at_seconds": [self._since_began(instant) for instant in at],
+            **columns,
+            "sampler_cpu_seconds": samples.cpu_seconds,
+        }
+
+    def _since_began(self, instant: float) -> float:
+        return round(instant - self._began, 6)
 
 
 def lost_device(device: str) -> str | None:
@@ -63,63 +117,18 @@ def lost_device(device: str) -> str | None:
     return None
 
 
-def query_nvml(device: str) -> Nvml:
-    """Ask NVML about a torch device; an empty answer where nvidia-ml-py or the driver is missing."""
-    try:
-        import pynvml
-    except ImportError:
-        return Nvml()
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return Nvml()
-    try:
-        handle = _nvml_handle(pynvml, device)
-        return Nvml(
-            driver=_ask(pynvml, lambda: str(pynvml.nvmlSystemGetDriverVersion())),
-            mig=_ask(pynvml, lambda: pynvml.nvmlDeviceGetMigMode(handle)[0] == pynvml.NVML_DEVICE_MIG_ENABLE),
-            sm_clock_hz=_ask(pynvml, lambda: MEGAHERTZ * pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM)),
-            temperature_celsius=_ask(
-                pynvml, lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)
-            ),
-            throttle_reasons=_ask(pynvml, lambda: pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)),
-            foreign_processes=_ask(pynvml, lambda: _count_foreign(pynvml, handle)),
-        )
-    except pynvml.NVMLError:
-        return Nvml()
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def _nvml_handle(pynvml: Any, device: str) -> Any:
-    """NVML counts all GPUs, torch the visible ones: go by the UUID that torch reports."""
-    import torch
-
-    uuid = str(torch.cuda.get_device_properties(torch.device(device)).uuid)
-    return pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}")
-
-
-def _ask(pynvml: Any, question: Any) -> Any:
-    """The answer, or ``None`` where this GPU does not answer this question (a MIG slice, say)."""
-    try:
-        return question()
-    except pynvml.NVMLError:
-        return None
-
-
-def _count_foreign(pynvml: Any, handle: Any) -> int:
-    """Processes beside this one, which uses the GPU: in a container NVML gives it the number that the host knows."""
-    return max(0, len(pynvml.nvmlDeviceGetComputeRunningProcesses(handle)) - 1)
-
-
-def _cpu_seconds() -> tuple[float, float, float]:
-    """Seconds that all cores were busy, that this process used, and of the clock."""
+def _read_cpu() -> CpuReading:
     times = psutil.cpu_times()
     idle = times.idle + getattr(times, "iowait", 0.0)
     # Guests' time is part of user time already.
     busy = sum(times) - idle - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
-    own = psutil.Process().cpu_times()
-    return busy, own.user + own.system, time.perf_counter()
+    return CpuReading(time.perf_counter(), busy - time.process_time())
+
+
+def _foreign_load(early: CpuReading, late: CpuReading) -> float:
+    """Cores, on average. What is own is known more finely than what is busy, so that little may look like less."""
+    wall = late.at - early.at
+    return max(0.0, (late.foreign_seconds - early.foreign_seconds) / wall) if wall > 0 else 0.0
 
 
 def _load_average() -> float | None:

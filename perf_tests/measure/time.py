@@ -29,14 +29,23 @@ class Benchmark(Protocol):
         """Time ``target`` for ``rounds`` rounds, each between ``setup`` and ``teardown``."""
 
 
-class Beside(NamedTuple):
-    """What was timed beside the rounds, in the order of ``stats.data``; empty where it was not asked for.
+class Span(NamedTuple):
+    """When something began and ended, in seconds of ``time.perf_counter``."""
 
-    ``control_seconds`` has a control round for each, ``readings`` one of the yardstick's.
+    begin: float
+    end: float
+
+
+class Beside(NamedTuple):
+    """What there is beside the rounds, in the order of ``stats.data``; empty where it was not asked for.
+
+    ``control_seconds`` has a control round for each, ``readings`` one of the yardstick's. ``spans`` says when each
+    round began and ended, with what was timed beside it.
     """
 
     control_seconds: list[float]
     readings: list[Reading]
+    spans: list[Span]
 
 
 def time_rounds(
@@ -58,7 +67,9 @@ def time_rounds(
     """
     control_seconds: list[float] = []
     readings: list[Reading] = []
+    spans: list[Span] = []
     calls = 0
+    begin = 0.0
 
     def time_control() -> None:
         if control is not None:
@@ -69,9 +80,10 @@ def time_rounds(
             readings.append(yardstick())
 
     def prepare() -> None:
-        nonlocal calls
+        nonlocal calls, begin
         between(max(0, calls - warm_ups))
         calls += 1
+        begin = time.perf_counter()
         if not control_after:
             time_control()
             read_yardstick()
@@ -80,10 +92,11 @@ def time_rounds(
         if control_after:
             read_yardstick()
             time_control()
+        spans.append(Span(begin, time.perf_counter()))
 
     benchmark.pedantic(run, setup=prepare, teardown=follow, rounds=rounds, warmup_rounds=warm_ups)
     # The warm-ups' calls come first, and are not kept. (A disabled benchmark calls setup once.)
-    return Beside(control_seconds[-rounds:], readings[-rounds:])
+    return Beside(control_seconds[-rounds:], readings[-rounds:], spans[-rounds:])
 
 
 def seconds_of(run: Callable[[], None]) -> float:

@@ -159,7 +159,7 @@ def _measure_time(row: Row, workshop: Workshop, rounds: int) -> Result:
         flash=median(seconds["flash"]),
         first_difference=difference,
         rounds=seconds,
-        foreign_cpu_cores=watch.state["foreign_cpu_cores"],
+        foreign_cpu_cores=watch.foreign_cpu_cores,
     )
 
 

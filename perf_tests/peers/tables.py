@@ -8,8 +8,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from perf_tests.device_state import FOREIGN_LOAD_CORES
 from perf_tests.intervals import Estimate
-from perf_tests.table import FOREIGN_LOAD_CORES, format_bytes, format_seconds
+from perf_tests.table import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from .contest import Entry

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Mapping
+from functools import reduce
+from operator import or_
 from typing import Any, NamedTuple
 
 from .statistics import Rounds, Yardstick
@@ -39,7 +41,8 @@ class Record(NamedTuple):
     ``measured`` is false where there is nothing but an outcome, ``counted`` true where nothing was timed on purpose.
     ``seconds`` are the rounds; ``control_seconds`` the control's and ``yardstick`` what it took, paired with them. All
     are empty where times were not looked at. ``process_rounds`` says how many of the rounds each process measured,
-    empty where there was but one.
+    empty where there was but one. Of the GPU's samples, ``gpu_foreign_processes`` is the most and
+    ``gpu_throttle_reasons`` has the bits of all; ``None`` where there are none.
     ``definition`` holds ``case_definition`` and the keys of ``DEFINITION``, empty in a plain record.
     """
 
@@ -101,6 +104,10 @@ def read_record(name: str, outcome: str, reason: str | None, bench: Mapping[str,
     implementation = params.get("implementation") if isinstance(params, Mapping) else None
     state = info.get("device_state")
     state = state if isinstance(state, Mapping) else {}
+    gpu = state.get("gpu")
+    gpu = gpu if isinstance(gpu, Mapping) else {}
+    foreign_processes = _read_samples(f"{name}: foreign_processes", gpu.get("foreign_processes"))
+    throttle_reasons = _read_samples(f"{name}: throttle_reasons", gpu.get("throttle_reasons"))
     return record._replace(
         implementation=implementation if isinstance(implementation, str) else None,
         definition=_read_definition(name, info),
@@ -108,8 +115,8 @@ def read_record(name: str, outcome: str, reason: str | None, bench: Mapping[str,
         parity=_read_parity(f"{name}: parity", info.get("parity")),
         fraction_of_limit=_number(f"{name}: {FRACTION}", info.get(FRACTION)),
         foreign_cpu_cores=_number(f"{name}: foreign_cpu_cores", state.get("foreign_cpu_cores")),
-        gpu_foreign_processes=_read_count(f"{name}: gpu_foreign_processes", state.get("gpu_foreign_processes")),
-        gpu_throttle_reasons=_read_count(f"{name}: gpu_throttle_reasons", state.get("gpu_throttle_reasons")),
+        gpu_foreign_processes=max(foreign_processes, default=None),
+        gpu_throttle_reasons=reduce(or_, throttle_reasons) if throttle_reasons else None,
     )
 
 
@@ -195,6 +202,13 @@ def _read_count(where: str, value: object) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _LARGEST:
         raise Unreadable(f"{where}: {value!r:.60} is no count")
     return value
+
+
+def _read_samples(where: str, values: object) -> list[int]:
+    """Those that NVML answered."""
+    if values is not None and not isinstance(values, list):
+        raise Unreadable(f"{where}: {values!r:.60} is no list")
+    return [count for value in values or [] if (count := _read_count(where, value)) is not None]
 
 
 def _read_parity(where: str, value: object) -> Parity | None:

@@ -104,14 +104,23 @@ def make_bench(case: Case, rng: random.Random, *, rounds: int = 20, spread: floa
                 "load_average": 1.0,
                 "foreign_cpu_cores": 0.05,
                 "cpu_frequency_hz": None,
-                "gpu_sm_clock_hz": None,
-                "gpu_temperature_celsius": None,
-                "gpu_throttle_reasons": None,
-                "gpu_foreign_processes": None,
+                "rounds": {
+                    "begin_seconds": [0.05 * index for index in range(rounds)],
+                    "end_seconds": [0.05 * index + 0.04 for index in range(rounds)],
+                    "foreign_cpu_cores": [0.05] * rounds,
+                },
+                "gpu": None,
             },
             "pass_seconds": {"building the model": 0.5, "timing": 12.0},
         },
     }
+
+
+def make_gpu_samples(**values: list[int | None]) -> dict[str, Any]:
+    """`device_state.gpu` of three samples, of a GPU at rest but for `values`."""
+    calm = {"sm_clock_hz": 1_980_000_000, "temperature_celsius": 40, "throttle_reasons": 0, "foreign_processes": 0}
+    samples = {key: [value] * 3 for key, value in calm.items()}
+    return {"at_seconds": [0.0, 0.1, 0.2], **samples, **values, "sampler_cpu_seconds": 0.001}
 
 
 def make_run(

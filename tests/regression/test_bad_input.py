@@ -252,6 +252,8 @@ def test_rounds_that_are_not_there_or_do_not_pair(compare: Compare, base: Run, h
         ("case_definition", None),
         ("fraction_of_limit", "half"),
         ("device_state", {"foreign_cpu_cores": "few"}),
+        ("device_state", {"gpu": {"throttle_reasons": 4}}),
+        ("device_state", {"gpu": {"foreign_processes": [0, "one"]}}),
     ],
 )
 def test_values_of_another_kind(key: str, value: object, compare: Compare, base: Run, head: Run) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from perf_tests.device_state import FOREIGN_LOAD_CORES as LOAD_IN_THE_SUITES_TABLE
 from perf_tests.regression.calibration import calibration_path
 from perf_tests.regression.fingerprint import fingerprint_of
 from perf_tests.regression.thresholds import FOREIGN_LOAD_CORES
-from perf_tests.table import FOREIGN_LOAD_CORES as LOAD_IN_THE_SUITES_TABLE
 
 from .conftest import Outcome
 from .make_runs import (
@@ -19,6 +19,7 @@ from .make_runs import (
     add_yardstick,
     bench_of,
     info_of,
+    make_gpu_samples,
     make_run,
     save,
     slow_down,
@@ -110,7 +111,7 @@ def test_under_foreign_load_time_is_ambiguous(side: str, factor: float, compare:
 
 
 def test_company_on_the_gpu_makes_time_ambiguous(compare: Compare, base: Run, head: Run) -> None:
-    info_of(head)["device_state"]["gpu_foreign_processes"] = 2
+    info_of(head)["device_state"]["gpu"] = make_gpu_samples(foreign_processes=[0, None, 2])
     slow_down(head, 1.3)
     outcome = compare(base, head)
     assert outcome.verdict(FLASH) == "AMBIGUOUS"
@@ -121,7 +122,8 @@ def test_company_on_the_gpu_makes_time_ambiguous(compare: Compare, base: Run, he
 def test_throttled_clocks_make_time_ambiguous(
     reasons: int, verdict: str, compare: Compare, base: Run, head: Run
 ) -> None:
-    info_of(head)["device_state"]["gpu_throttle_reasons"] = reasons  # hot / idle and capped, as a busy GPU may be
+    # One sample of three: hot, or idle and capped, as a busy GPU may be.
+    info_of(head)["device_state"]["gpu"] = make_gpu_samples(throttle_reasons=[0x4, reasons, None])
     slow_down(head, 1.3)
     outcome = compare(base, head)
     assert outcome.verdict(FLASH) == verdict

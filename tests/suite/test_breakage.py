@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from perf_tests import locks, saving, table
-from perf_tests.journal import Entry, Journal
+from perf_tests import locks, saving
+from perf_tests.journal import Journal
 from perf_tests.measure.out_of_memory import describe_out_of_memory
 from perf_tests.options import whole_number
 from perf_tests.plan import BadInputError
@@ -157,38 +157,6 @@ def test_the_second_run_waits_when_asked(tmp_path: Path, monkeypatch: pytest.Mon
     got[0].release()
     assert "another run measures on this GPU" in said[0]
     assert "1 min at most" in said[0]
-
-
-# A machine that is not at rest
-
-
-@pytest.mark.parametrize(
-    ("state", "note"),
-    [
-        ({"foreign_cpu_cores": 0.9}, "! others kept over 0.2 cores busy"),
-        ({"gpu_foreign_processes": 1}, "! others"),
-        ({"gpu_throttle_reasons": 0x40}, "! the GPU's clocks were throttled"),
-    ],
-)
-def test_what_was_measured_on_a_busy_machine_is_flagged(state: dict[str, object], note: str) -> None:
-    calm = {"foreign_cpu_cores": 0.0, "gpu_foreign_processes": None, "gpu_throttle_reasons": 0x5}
-    info = {
-        "device_state": calm,
-        "speedup": None,
-        "peak_memory_allocated_bytes": 1,
-        "tokens_per_second": 1.0,
-        "fraction_of_limit": None,
-        "word_error_rate": None,
-        "parity": {"tokens_equal": True, "max_abs_error": 0.0, "bound": 1.0},
-    }
-    params = {"setting": "single"}
-    bench = {"group": "cell", "stats": {"rounds": 2, "median": 1.0}, "extra_info": info, "params": params}
-    entry = Entry("test_generate[case]", "passed", None, bench)
-    assert "!" not in table.render_table([entry], colour=False)
-    info["device_state"] = calm | state
-    text = table.render_table([entry], colour=False)
-    assert "100.0 !" in text
-    assert note in text
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "1.5", "x", ""])

@@ -14,6 +14,7 @@ SAMPLES = {
     "number": 0.5,
     "boolean": True,
     "numbers": [0.5, 0.25],
+    "numbers or nulls": [0.5, None],
     "strings": {"encoder": "sdpa"},
     "counts": {"aten.addmm": 3},
     "numbers by name": {"aten::addmm": 0.5},
@@ -121,6 +122,24 @@ def test_rounds_must_pair(run: dict[str, Any]) -> None:
     control, decoding = validate_run(run)
     assert control.endswith("control has 1 rounds for 2")
     assert decoding.endswith("yardstick.decoding has 3 rounds for 2")
+
+
+def test_the_rounds_state_must_pair(run: dict[str, Any]) -> None:
+    state = run["benchmarks"][0]["extra_info"]["device_state"]
+    state["rounds"]["begin_seconds"] = [1.0]
+    state["gpu"]["sm_clock_hz"] = [None]
+    begin, clock = validate_run(run)
+    assert begin.endswith("device_state.rounds.begin_seconds has 1 rounds for 2")
+    assert clock.endswith("device_state.gpu.sm_clock_hz has 1 samples for 2")
+    state |= {"rounds": state["rounds"] | {"begin_seconds": [1.0, 2.0]}, "gpu": None}
+    assert validate_run(run) == []
+
+
+def test_a_list_may_have_nulls_where_it_is_declared() -> None:
+    field = Field("clocks", "numbers or nulls", "Hz", "")
+    assert not list(validate({"clocks": [None, 1.5]}, (field,), "here"))
+    assert list(validate({"clocks": [None, "1"]}, (field,), "here"))
+    assert list(validate({"clocks": None}, (field,), "here"))
 
 
 def test_raw_rounds_must_be_there(run: dict[str, Any]) -> None:

@@ -1,13 +1,10 @@
-import os
-import sys
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from itertools import pairwise
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from perf_tests.measure.device import Nvml, StateWatch, query_nvml
 from perf_tests.measure.time import time_rounds
 from perf_tests.measure.yardstick import Reading
 
@@ -93,7 +90,23 @@ def test_the_warm_ups_control_is_not_kept() -> None:
 
 
 def test_without_a_control_there_is_none() -> None:
-    assert time_rounds(FakeBenchmark(), lambda: None, 3) == ([], [])
+    beside = time_rounds(FakeBenchmark(), lambda: None, 3)
+    assert beside.control_seconds == beside.readings == []
+
+
+@pytest.mark.parametrize("control_after", [False, True])
+def test_a_span_has_the_round_and_what_is_beside_it(control_after: bool) -> None:
+    instants: list[float] = []
+
+    def note() -> None:
+        instants.append(time.perf_counter())
+
+    spans = time_rounds(FakeBenchmark(), note, 3, control=note, control_after=control_after).spans
+    assert len(spans) == 3
+    of_rounds = [*zip(instants[2::2], instants[3::2], strict=True)]  # but the warm-up's
+    for span, (first, second) in zip(spans, of_rounds, strict=True):
+        assert span.begin <= first <= second <= span.end
+    assert all(early.end <= late.begin for early, late in pairwise(spans))
 
 
 def test_progress_counts_the_rounds_that_are_done() -> None:
@@ -110,7 +123,7 @@ def test_the_timed_region_holds_the_target_alone(benchmark: BenchmarkFixture) ->
         time.sleep(0.05)
         return Reading(0.03, 0.02)
 
-    control, readings = time_rounds(
+    beside = time_rounds(
         benchmark,
         lambda: time.sleep(0.02),
         5,
@@ -118,75 +131,6 @@ def test_the_timed_region_holds_the_target_alone(benchmark: BenchmarkFixture) ->
         yardstick=slow_reading,
         between=lambda done: time.sleep(0.05),
     )
-    assert len(control) == len(readings) == len(benchmark.stats.stats.data) == 5
+    assert len(beside.control_seconds) == len(beside.readings) == len(benchmark.stats.stats.data) == 5
     assert min(benchmark.stats.stats.data) == pytest.approx(0.02, abs=0.002)
-    assert min(control) == pytest.approx(0.05, abs=0.002)
-
-
-def test_foreign_load_is_what_others_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    readings = iter([(100.0, 10.0, 1000.0), (107.0, 12.0, 1010.0)])
-    monkeypatch.setattr("perf_tests.measure.device._cpu_seconds", lambda: next(readings))
-    with StateWatch("cpu") as watch:
-        pass
-    assert watch.state["foreign_cpu_cores"] == pytest.approx(0.5)
-    assert watch.state["gpu_sm_clock_hz"] is None
-
-
-class FakeNvml:
-    """NVML of a GPU that answers everything but its MIG mode."""
-
-    class NVMLError(Exception):
-        pass
-
-    NVML_CLOCK_SM, NVML_TEMPERATURE_GPU, NVML_DEVICE_MIG_ENABLE = 1, 0, 1
-
-    class Process(NamedTuple):
-        pid: int
-
-    def __init__(self, *pids: int) -> None:
-        self.processes = [self.Process(pid) for pid in pids]
-
-    def nvmlInit(self) -> None: ...  # noqa: N802 - NVML's names
-
-    def nvmlShutdown(self) -> None: ...  # noqa: N802
-
-    def __getattr__(self, name: str) -> Callable[..., object]:
-        answers = {
-            "nvmlSystemGetDriverVersion": "570.1",
-            "nvmlDeviceGetClockInfo": 1980,
-            "nvmlDeviceGetTemperature": 55,
-            "nvmlDeviceGetCurrentClocksThrottleReasons": 4,
-            "nvmlDeviceGetComputeRunningProcesses": self.processes,
-        }
-
-        def answer(*args: object) -> object:
-            if name not in answers:
-                raise self.NVMLError(name)
-            return answers[name]
-
-        return answer
-
-
-def test_the_gpus_state_is_asked_question_by_question(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(os.getpid(), 1))
-    monkeypatch.setattr("perf_tests.measure.device._nvml_handle", lambda pynvml, device: "handle")
-    assert query_nvml("cuda") == Nvml("570.1", None, 1_980_000_000, 55, 4, 1)
-
-
-def test_a_container_knows_its_own_process_by_another_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(1, 2))
-    monkeypatch.setattr("perf_tests.measure.device._nvml_handle", lambda pynvml, device: "handle")
-    assert query_nvml("cuda").foreign_processes == 1
-
-
-def test_a_gpu_that_says_nothing_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert query_nvml("cuda") == Nvml()
-
-
-def test_own_load_is_not_foreign() -> None:
-    with StateWatch("cpu") as watch:
-        own = time.process_time()
-        while time.process_time() < own + 0.5:
-            pass
-    assert watch.state["foreign_cpu_cores"] < 2
+    assert min(beside.control_seconds) == pytest.approx(0.05, abs=0.002)

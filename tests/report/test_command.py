@@ -15,6 +15,7 @@ from tests.regression.make_runs import (
     ORIGINAL,
     info_of,
     make_cuda,
+    make_gpu_samples,
     make_plain,
     make_run,
     remove,
@@ -216,6 +217,21 @@ def test_components_stand_beside_their_limits(report: Report, tmp_path: Path) ->
         ["memory, GB/s", "24.0", "sum"],
         ["matrix products in float32, GFLOP/s", "200.0", "linear"],
     ]
+
+
+def test_the_machines_state_is_told(report: Report, tmp_path: Path) -> None:
+    run = make_run(rounds=3)
+    states = [bench["extra_info"]["device_state"] for bench in run["benchmarks"]]
+    states[0]["rounds"]["foreign_cpu_cores"] = [0.0, 0.4, 0.02]
+    page = Page(report(save(run, tmp_path / "run.json")).html)
+    assert [row[1] for row in page.tables["Beside the rounds"]] == ["0.00 / 0.02 / 0.40", "0.05"]
+    states[1]["gpu"] = make_gpu_samples(sm_clock_hz=[345_000_000, None, 1_980_000_000])
+    page = Page(report(save(run, tmp_path / "run.json")).html)
+    assert [row[2:] for row in page.tables["Beside the rounds"]] == [["", ""], ["345 / 1162 / 1980", "40"]]
+    states[0] |= {"rounds": "lost"}
+    states[1] |= {"rounds": {"foreign_cpu_cores": [None, "x", 10**400]}, "gpu": []}
+    page = Page(report(save(run, tmp_path / "run.json")).html)
+    assert "Beside the rounds" not in page.tables
 
 
 def test_words_that_were_wrong_are_told(report: Report, tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_throttled_clocks_make_time_ambiguous(
     reasons: int, verdict: str, compare: Compare, base: Run, head: Run
 ) -> None:
     # One sample of three: hot, or idle and capped, as a busy GPU may be.
-    info_of(head)["device_state"]["gpu"] = make_gpu_samples(throttle_reasons=[0x4, reasons, None])
+    info_of(head)["device_state"]["gpu"] = make_gpu_samples(throttle_reasons=[reasons, 0x4, None])
     slow_down(head, 1.3)
     outcome = compare(base, head)
     assert outcome.verdict(FLASH) == verdict

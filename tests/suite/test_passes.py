@@ -12,7 +12,6 @@ from perf_tests import cases
 from perf_tests.audio import Speech
 from perf_tests.cases import Case, Cell
 from perf_tests.measure.counters import count_launches
-from perf_tests.measure.device import Nvml
 from perf_tests.plan import Options, Probes, make_plan
 from perf_tests.procedure import Procedure, Workspace
 from perf_tests.progress import Progress
@@ -41,7 +40,7 @@ class Pedantic:
 def tokens_of(mini_cell: Cell, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Measures an implementation's case; returns how many tokens each implementation was asked for, as rounds."""
     monkeypatch.setitem(cases.SETTINGS, mini_cell.setting, cases.Setting(2, TOKENS, 10))
-    monkeypatch.setattr("perf_tests.measure.device.query_nvml", lambda device: Nvml())
+    monkeypatch.setattr("perf_tests.measure.nvml._load", lambda: None)
     asked: Counter[str] = Counter()
 
     def generate(self: Subject, **other: Any) -> torch.Tensor:

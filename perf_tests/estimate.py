@@ -1,56 +1,80 @@
 """A rough forecast of how long a session takes, for its header. Imports no torch."""
 
+from typing import NamedTuple
+
 from .cases import CHECKPOINTS, ENCODER_POSITIONS, SETTINGS, Case
 from .floors import floor_of, phases_of
 from .plan import Plan
 from .works import WORKS
 
-# What a machine does, order of magnitude only. CPU: a 2-core AMD Zen 5, scaled by the number of cores.
-CPU_FLOPS_PER_CORE = 75e9
-CPU_BYTES_PER_SECOND = 14e9
-CPU_LAYER_SECONDS = 0.75e-3
-GPU_FLOPS = 150e12
-GPU_LAYER_SECONDS = 0.25e-3
-GPU_BYTES_PER_SECOND = 2e12
+
+class Speed(NamedTuple):
+    """What a CPU does: operations and bytes per second, and the seconds of a call that computes next to nothing."""
+
+    flops: float
+    bytes: float
+    call_seconds: float
+
+
+# A 2-core AMD Zen 5.
+TYPICAL_CPU = Speed(flops=150e9, bytes=14e9, call_seconds=2.5e-6)
+# An H200: what matters there is how fast its host launches kernels. Fitted to 11 cells of `single` in float16, whose
+# rounds they tell within a quarter; what each row of a batch adds, to one cell of `batched`.
+GPU_FLOPS, GPU_BYTES_PER_SECOND = 150e12, 2e12
+GPU_TOKEN_SECONDS, GPU_LAYER_SECONDS, GPU_ENCODER_LAYER_SECONDS, GPU_ROW_SECONDS = 1.25e-3, 0.71e-3, 5.9e-3, 0.12e-3
+# The other implementations' rounds, as parts of the original's.
+FLASH_SHARE = {"cpu": 0.6, "cuda": 0.2}
+EAGER_SHARE = {"cpu": 1.4, "cuda": 1.2}
+YARDSTICK_SHARE = 0.7
 # How many times its floor a component takes, and what a call takes at least.
 ABOVE_FLOOR, CALL_SECONDS = 2.5, 1e-3
-BUILD_PARAMETERS_PER_SECOND = 50e6
-# Of one case: warm-ups, memory, parity, counters; these also run the profiler and the reference. Fewer where warm-up
-# and counters do without arithmetic.
-UNTIMED_ROUNDS, UNTIMED_ROUNDS_HOLLOW = 9, 4
+BUILD_PARAMETERS_PER_SECOND = 100e6
+# Of one case, beside the rounds that are timed: for memory, parity, counters and as warm-up.
+UNTIMED_ROUNDS = {"cpu": 2.5, "cuda": 4.0}
+COMPONENT_UNTIMED_ROUNDS = 9
 # That the speed-up of a flash case takes to be known precisely enough.
-TYPICAL_PAIRS = 40
-# Where nothing is timed. On a GPU: for the memory two rounds, for the counters three. On a CPU: a round for the memory,
-# where rounds are short, and dispatch alone for the counters.
+TYPICAL_PAIRS = 36
+# Calls that a token takes per layer, all told; and such passes over the tokens that only dispatch: before the memory is
+# measured, with a profiler that watches, and for the counters.
+CALLS_PER_LAYER = 100
+HOLLOW_PASSES = 3
+# Where nothing is timed, on a GPU: for the memory two rounds, for the counters three.
 COUNTED_ROUNDS_GPU = 5
-HOLLOW_LAYER_SECONDS = 2.5e-3
 
 
-def estimate_seconds(plan: Plan, cores: int) -> float:
-    """Seconds for all cases of ``plan`` on ``cores`` CPU cores or on a GPU."""
-    return sum(_case_seconds(case, plan, cores) for case in plan.cases)
+def estimate_seconds(plan: Plan, speed: Speed) -> float:
+    """Seconds for all cases of ``plan`` on a CPU of this ``speed``, or on a GPU."""
+    return sum(_case_seconds(case, plan, speed) for case in plan.cases)
 
 
-def round_seconds(case: Case, on_cuda: bool, cores: int) -> float:
+def round_seconds(case: Case, on_cuda: bool, speed: Speed) -> float:
     """Seconds for one round: the encoder by its operations, each token by the decoder's bytes and layers."""
     if case.setting in WORKS:
-        return _component_seconds(case, on_cuda, cores)
+        return _component_seconds(case, on_cuda, speed)
     dims, setting = CHECKPOINTS[case.checkpoint], SETTINGS[case.setting]
-    width, positions = dims.d_model, ENCODER_POSITIONS
+    width, positions, tokens = dims.d_model, ENCODER_POSITIONS, setting.new_tokens
     per_encoder_layer = 2 * positions * (4 * width**2 + 2 * width * dims.ffn) + 4 * positions**2 * width
     encoder = setting.batch_size * dims.encoder_layers * per_encoder_layer
-    decoder_weights = case.decoder_layers * (8 * width**2 + 2 * width * dims.ffn) + dims.vocab_size * width
     if on_cuda:
-        return encoder / GPU_FLOPS + setting.new_tokens * (1 + case.decoder_layers) * GPU_LAYER_SECONDS
-    flops = CPU_FLOPS_PER_CORE * cores
-    token = max(4 * decoder_weights / CPU_BYTES_PER_SECOND, 2 * setting.batch_size * decoder_weights / flops)
-    return encoder / flops + setting.new_tokens * (token + (2 + case.decoder_layers) * CPU_LAYER_SECONDS)
+        token = GPU_TOKEN_SECONDS + case.decoder_layers * GPU_LAYER_SECONDS + setting.batch_size * GPU_ROW_SECONDS
+        original = encoder / GPU_FLOPS + dims.encoder_layers * GPU_ENCODER_LAYER_SECONDS + tokens * token
+    else:
+        weights = case.decoder_layers * (8 * width**2 + 2 * width * dims.ffn) + dims.vocab_size * width
+        token = max(4 * weights / speed.bytes, 2 * setting.batch_size * weights / speed.flops)
+        original = encoder / speed.flops + tokens * (token + _dispatch_seconds(case, speed))
+    shares = {"flash": FLASH_SHARE, "eager": EAGER_SHARE}.get(case.implementation)
+    return original * (shares["cuda" if on_cuda else "cpu"] if shares else 1.0)
 
 
-def _component_seconds(case: Case, on_cuda: bool, cores: int) -> float:
+def _dispatch_seconds(case: Case, speed: Speed) -> float:
+    """What PyTorch and Python take for a token on a CPU, beside what is computed."""
+    return (2 + case.decoder_layers) * CALLS_PER_LAYER * speed.call_seconds
+
+
+def _component_seconds(case: Case, on_cuda: bool, speed: Speed) -> float:
     """A component's round by its floor; a transcription's by one encoder and a hundred steps per clip."""
     work = WORKS[case.setting]
-    moved, flops = (GPU_BYTES_PER_SECOND, GPU_FLOPS) if on_cuda else (CPU_BYTES_PER_SECOND, CPU_FLOPS_PER_CORE * cores)
+    moved, flops = (GPU_BYTES_PER_SECOND, GPU_FLOPS) if on_cuda else (speed.bytes, speed.flops)
     if work.test == "test_accuracy":
         parts = (
             (case.cell._replace(setting=name), times) for name, times in (("encoder_batch_1", 1), ("cache_64", 100))
@@ -61,26 +85,27 @@ def _component_seconds(case: Case, on_cuda: bool, cores: int) -> float:
     return ABOVE_FLOOR * floor.seconds + CALL_SECONDS
 
 
-def _case_seconds(case: Case, plan: Plan, cores: int) -> float:
-    dims = CHECKPOINTS[case.checkpoint]
-    per_round = round_seconds(case, plan.on_cuda, cores)
-    parameters = 12 * (dims.encoder_layers + 1.4 * case.decoder_layers) * dims.d_model**2
+def _case_seconds(case: Case, plan: Plan, speed: Speed) -> float:
+    dims, kind = CHECKPOINTS[case.checkpoint], "cuda" if plan.on_cuda else "cpu"
+    control = round_seconds(case._replace(implementation="original"), plan.on_cuda, speed)
+    own = round_seconds(case, plan.on_cuda, speed)
+    parameters = (
+        12 * (dims.encoder_layers + 1.4 * case.decoder_layers) * dims.d_model**2 + dims.vocab_size * dims.d_model
+    )
     build = parameters / BUILD_PARAMETERS_PER_SECOND
+    hollow = 0.0
+    if plan.counts_hollow(case.setting):
+        hollow = HOLLOW_PASSES * SETTINGS[case.setting].new_tokens * _dispatch_seconds(case, speed)
     if plan.counters_only:
-        return _counting_seconds(case, plan, build, per_round)
-    timed = plan.rounds_of(case.setting) * per_round
+        rounds = COUNTED_ROUNDS_GPU if plan.on_cuda else int(plan.computes(case.setting))
+        return hollow + rounds * own + (build if rounds else 0.0)
+    timed, untimed = plan.rounds_of(case.setting) * own, UNTIMED_ROUNDS[kind] * own
+    if case.setting in WORKS:
+        untimed = COMPONENT_UNTIMED_ROUNDS * own
     if case.implementation == "flash":
-        timed *= 2
-        aim = plan.aim_of(case.setting)
+        beside = control * (1 + YARDSTICK_SHARE * plan.uses_yardstick(case.setting))
+        pairs, aim = plan.rounds_of(case.setting) + 1.0, plan.aim_of(case.setting)
         if aim is not None:
-            pairs = max(aim.least, min(TYPICAL_PAIRS, aim.budget_seconds / (2 * per_round)))
-            timed = pairs * 2 * per_round
-    untimed = UNTIMED_ROUNDS_HOLLOW if plan.counts_hollow(case.setting) else UNTIMED_ROUNDS
-    return timed + untimed * per_round + build
-
-
-def _counting_seconds(case: Case, plan: Plan, build: float, per_round: float) -> float:
-    if plan.on_cuda:
-        return build + COUNTED_ROUNDS_GPU * per_round
-    dispatch = SETTINGS[case.setting].new_tokens * (2 + case.decoder_layers) * HOLLOW_LAYER_SECONDS
-    return dispatch + (build + per_round if plan.computes(case.setting) else 0.0)
+            pairs = max(aim.least, min(TYPICAL_PAIRS, aim.budget_seconds / (own + beside)))
+        timed = pairs * (own + beside)
+    return build + hollow + untimed + timed

@@ -12,7 +12,7 @@ import pytest
 
 from .audio import Speech
 from .cases import GENERATE
-from .estimate import estimate_seconds
+from .estimate import TYPICAL_CPU, Speed, estimate_seconds
 from .journal import JOURNAL, Entry
 from .machine import find_xformers, version_of
 from .options import PLAN, is_perf_item, make_plan_of
@@ -39,6 +39,17 @@ def pytest_report_collectionfinish(config: pytest.Config, items: Sequence[pytest
     return header(config.stash[PLAN], config.stash[SPEECH], count)
 
 
+def _speed(plan: Plan) -> Speed:
+    """How fast the CPU is that the cases run on; of a GPU there is a table."""
+    if plan.on_cuda:
+        return TYPICAL_CPU
+    import torch
+
+    from .measure.limits import look_at_speed
+
+    return look_at_speed(getattr(torch, plan.dtype))
+
+
 def header(plan: Plan, speech: Speech, count: int) -> list[str]:
     """The header's lines; the estimate is for ``count`` of the plan's cases."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -47,7 +58,7 @@ def header(plan: Plan, speech: Speech, count: int) -> list[str]:
     audio = f"{speech.name} audio" if speech.name == SYNTHETIC else f"audio of {speech.name}"
     if speech.fallback_reason:
         audio += f" ({speech.fallback_reason})"
-    seconds = estimate_seconds(plan, cores) * count / len(plan.cases)
+    seconds = estimate_seconds(plan, _speed(plan)) * count / len(plan.cases)
     counting = ", counted and not timed" if plan.counters_only else ""
     depth = ", full-depth rows only" if plan.weights == "pretrained" else ""
     xformers = find_xformers(plan.device)

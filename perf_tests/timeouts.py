@@ -6,12 +6,11 @@ process; ``--perf-resume`` then goes on after the case.
 """
 
 import faulthandler
-import os
 from collections.abc import Generator
 
 import pytest
 
-from .estimate import estimate_seconds
+from .estimate import TYPICAL_CPU, estimate_seconds
 from .journal import JOURNAL
 from .options import PLAN, is_perf_item, whole_number
 from .plan import BadInputError
@@ -71,4 +70,4 @@ def _default(config: pytest.Config, item: pytest.Item) -> float:
     plan = config.stash[PLAN]
     name = item.name.partition("[")[2].removesuffix("]")
     alone = plan._replace(cases=tuple(case for case in plan.cases if case.id == name))
-    return max(LEAST_SECONDS, TIMES_THE_ESTIMATE * estimate_seconds(alone, os.cpu_count() or 1))
+    return max(LEAST_SECONDS, TIMES_THE_ESTIMATE * estimate_seconds(alone, TYPICAL_CPU))

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from perf_tests.estimate import Speed
 from perf_tests.plan import cpu_computes
 from perf_tests.subject import Place
 
@@ -57,6 +58,21 @@ def measure_limits(place: Place) -> dict[str, Any]:
         "flops_per_second": flops,
         "flops_ways": ways,
     }
+
+
+@torch.no_grad()
+def look_at_speed(dtype: torch.dtype) -> Speed:
+    """How fast this machine's CPU is, in a few tenths of a second: for a forecast, not for a limit."""
+    place = Place(torch.device("cpu"), dtype)
+    x, weight, norm = torch.ones(1500, 384, dtype=dtype), torch.ones(1536, 384, dtype=dtype), torch.ones(1, 384)
+    numbers = torch.ones(BUFFER_BYTES // 16)
+    ways = (
+        Way("product", 2.0 * 1500 * 384 * 1536, partial(F.linear, x, weight)),
+        Way("sum", numbers.nbytes, numbers.sum),
+        Way("layer norms", 100, lambda: [F.layer_norm(norm, (384,)) for _ in range(100)]),
+    )
+    flops, moved, calls = (_rate(way, place, LOOK_SECONDS) for way in ways)
+    return Speed(flops, moved, 1 / calls)
 
 
 def _dtypes(place: Place) -> list[torch.dtype]:

@@ -50,11 +50,10 @@ def test_same_as_a_growing_layer(change: str, capacity: int, made: str) -> None:
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_changes_before_the_first_use(change: str) -> None:
+    """They change nothing. A growing layer raises then at a reset, and before Transformers 5.23 at a crop too."""
     ours, theirs = InPlaceLayer(capacity=5), DynamicLayer()
-    for each in (ours, theirs):
-        if change != "reset":  # a growing layer cannot be reset before
-            CHANGES[change](each)
-        assert each.get_seq_length() == 0
+    CHANGES[change](ours)
+    assert ours.get_seq_length() == 0
     keys, values = torch.randn(2, 2, 3, 1, 4)
     assert_same(ours.update(keys, values), theirs.update(keys, values), tolerance=0.0)
 

@@ -3,7 +3,7 @@
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,7 +67,11 @@ class Aim(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What this session measures; ``dataset`` is ``None`` for the default one, if it is at hand."""
+    """What this session measures.
+
+    ``rounds`` has the settings whose number of rounds is fixed; ``dataset`` is ``None`` for the default one, if it is
+    at hand.
+    """
 
     preset: str
     preset_reason: str
@@ -75,7 +79,7 @@ class Plan(NamedTuple):
     dtype: str
     weights: str
     dataset: str | None
-    rounds: int | None
+    rounds: Mapping[str, int]
     precision: float
     case_budget: float
     control_after: bool
@@ -90,15 +94,15 @@ class Plan(NamedTuple):
 
     def rounds_of(self, setting: str) -> int:
         """How many rounds a case of ``setting`` is timed for, at least."""
-        if self.rounds is not None:
-            return self.rounds
+        if setting in self.rounds:
+            return self.rounds[setting]
         if setting in works.WORKS:
             return works.rounds_of(self.preset, setting)
         return cases.PRESETS[self.preset].rounds.get(setting, cases.SETTINGS[setting].rounds)
 
     def aim_of(self, setting: str) -> Aim | None:
         """What the number of rounds of a flash case is chosen for; ``None`` where it was fixed."""
-        if self.rounds is not None:
+        if setting in self.rounds:
             return None
         least = self.rounds_of(setting)
         if setting in works.WORKS:
@@ -130,7 +134,6 @@ def make_plan(options: Options, probes: Probes) -> Plan:
     Raises:
         BadInputError: with one line for the user.
     """
-    rounds = None if options.rounds is None else _positive(options.rounds, "--perf-rounds", "at least 1 round")
     matrix = _choose_matrix(options)
     weights = "pretrained" if matrix is works.ACCURACY else options.weights
     precision, case_budget = _read_aim(options)
@@ -157,6 +160,7 @@ def make_plan(options: Options, probes: Probes) -> Plan:
         chosen = cases.select(preset, selection, matrix)
     except cases.SelectionError as error:
         raise BadInputError(str(error)) from None
+    rounds = _read_rounds(options.rounds, list(dict.fromkeys(case.setting for case in chosen)))
     if not on_cuda and dtype != "float32" and not probes.cpu_computes(dtype):
         raise BadInputError(f"--perf-dtype: this CPU (or its torch) cannot compute in {dtype}; use float32")
     profile = None if options.profile is None else _profile_folder(options.profile)
@@ -255,6 +259,26 @@ def _read_aim(options: Options) -> tuple[float, float | None]:
     budget = options.case_budget
     seconds = None if budget is None else _positive_number(budget, "--perf-case-budget", "seconds, above 0")
     return precision / 100, seconds
+
+
+def _read_rounds(typed: str | None, settings: Sequence[str]) -> dict[str, int]:
+    """The number of rounds that was fixed: one for all ``settings``, or ``single=10,batched=2``."""
+    option, least = "--perf-rounds", "at least 1 round"
+    if typed is None:
+        return {}
+    if "=" not in typed:
+        return dict.fromkeys(settings, _positive(typed, option, least))
+    rounds: dict[str, int] = {}
+    for part in typed.split(","):
+        setting, equals, number = part.partition("=")
+        if not equals:
+            raise BadInputError(f"{option}: {part!r} names no setting; give single=10,batched=2, or one number for all")
+        if setting not in settings:
+            raise BadInputError(f"{option}: no case of {setting!r} is selected; there are {', '.join(settings)}")
+        if setting in rounds:
+            raise BadInputError(f"{option}: {setting} is given twice")
+        rounds[setting] = _positive(number, f"{option} {setting}", least)
+    return rounds
 
 
 def _positive_number(text: str, option: str, what: str) -> float:

@@ -50,6 +50,11 @@ def test_rounds_are_chosen_for_a_precision_unless_they_are_fixed() -> None:
     typed = make_plan(Options(precision="0.5%", case_budget="7"), GPU)
     assert typed.aim_of("batched") == Aim(10, 0.005, 7)
     assert make_plan(Options(rounds="3"), CPU).aim_of("single") is None
+    by_setting = make_plan(Options(preset="paper", rounds="single=12,batched=2"), CPU)
+    assert [by_setting.rounds_of(setting) for setting in ("single", "batched")] == [12, 2]
+    one = make_plan(Options(preset="paper", rounds="batched=2"), CPU)
+    assert (one.rounds_of("single"), one.aim_of("batched")) == (SETTINGS["single"].rounds, None)
+    assert one.aim_of("single") is not None
 
 
 def test_pretrained_weights_run_the_full_depth_rows() -> None:
@@ -67,6 +72,16 @@ def test_pretrained_weights_run_the_full_depth_rows() -> None:
         (Options(decoder_layers=("99",)), CPU, ["--perf-decoder-layers", "99 is too many"]),
         (Options(decoder_layers=("0",)), CPU, ["--perf-decoder-layers", "0 is too few"]),
         (Options(rounds="-3"), CPU, ["--perf-rounds", "-3 is too few"]),
+        (Options(preset="paper", rounds="single=10,batched=0"), CPU, ["--perf-rounds batched", "0 is too few"]),
+        (Options(preset="paper", rounds="single=10,2"), CPU, ["--perf-rounds", "'2' names no setting"]),
+        (Options(preset="paper", rounds="single=1,single=2"), CPU, ["--perf-rounds", "single is given twice"]),
+        (Options(preset="paper", rounds="single=1,"), CPU, ["--perf-rounds", "'' names no setting"]),
+        (Options(preset="paper", rounds="quick=1"), CPU, ["'quick' is selected", "there are single, batched"]),
+        (
+            Options(preset="paper", settings=("single",), rounds="batched=1"),
+            CPU,
+            ["no case of 'batched' is selected", "there are single"],
+        ),
         (Options(rounds="5", precision="1"), CPU, ["--perf-precision", "--perf-rounds fixes"]),
         (Options(rounds="5", case_budget="9"), CPU, ["--perf-case-budget", "--perf-rounds fixes"]),
         (Options(precision="0"), CPU, ["--perf-precision", "'0'", "above 0"]),

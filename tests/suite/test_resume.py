@@ -41,7 +41,7 @@ def test_a_case_in_which_the_process_dies_twice_failed(tmp_path: Path) -> None:
 
     other = run_broken(tmp_path, "", "--perf-resume", "--perf-rounds", "3", "--perf-dtype", "bfloat16")
     assert other.returncode == pytest.ExitCode.USAGE_ERROR
-    assert "dtype (float32 / bfloat16), rounds (2 / 3) (journal / now)" in other.stderr
+    assert "dtype (float32 / bfloat16), rounds ({'single': 2} / {'single': 3}) (journal / now)" in other.stderr
 
     third = run_broken(tmp_path, "", "--perf-resume")
     assert third.returncode == 1, third.stdout + third.stderr

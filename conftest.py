@@ -12,7 +12,6 @@ pytest_plugins = (
     "perf_tests.machine",
     "perf_tests.limits",
     "perf_tests.journal",
-    "perf_tests.counters_only",
     "perf_tests.terminal",
     "perf_tests.timeouts",
     "perf_tests.resume",

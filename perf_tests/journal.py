@@ -3,12 +3,15 @@
 pytest-benchmark leaves out a case that failed, and saves nothing at all when all of them did. Here a case
 that was selected is always accounted for, and nothing of one that failed passes for a measurement. A run that was
 killed or interrupted leaves its journal, and ``--perf-resume`` goes on from it (``resume.py``).
+
+A case that was counted and not timed (``--perf-counters-only``) has its figures in its entry: pytest-benchmark knows no
+benchmark without rounds, and a made-up round would be a lie. Its own commands then see a run without benchmarks.
 """
 
 import json
 import os
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -21,24 +24,58 @@ from .measure.device import lost_device
 from .measure.out_of_memory import describe_out_of_memory
 from .options import PLAN, is_perf_item
 
-JOURNAL_VERSION = 2
+JOURNAL_VERSION = 3
 NOT_RUN = "not run: the session ended before it"
 
 
 class Entry(NamedTuple):
-    """How a case ended; ``benchmark`` is pytest-benchmark's record with its raw rounds, if it passed."""
+    """How a case ended, and in which of the run's sessions.
+
+    ``benchmark`` is pytest-benchmark's record with its rounds, if it passed; without ``stats`` if it was counted.
+    """
 
     id: str
     outcome: str
     reason: str | None
     benchmark: dict[str, Any] | None
+    session: int | None
+
+    @property
+    def counted(self) -> bool:
+        """Whether it was counted without timing."""
+        return self.benchmark is not None and "stats" not in self.benchmark
 
 
 class Session(NamedTuple):
-    """A session that ended before its run did: when it began, seconds since 1970, and how many cases it ended."""
+    """A session that measured a part of a run (``schema.PERF_SESSIONS``)."""
 
     started: float
     cases: int
+    commit: str | None = None
+    node: str | None = None
+    cpu: str | None = None
+    thread_count: int | None = None
+    driver: str | None = None
+
+
+class Context(NamedTuple):
+    """What pytest-benchmark says of a session beside its ``benchmarks``."""
+
+    machine_info: Mapping[str, Any] = {}
+    commit_info: Mapping[str, Any] = {}
+
+    def session(self, started: float, cases: int) -> Session:
+        """The session that began at ``started``, seconds since 1970, and ended so many cases."""
+        machine = self.machine_info
+        return Session(
+            started,
+            cases,
+            commit=self.commit_info.get("id"),
+            node=machine.get("node"),
+            cpu=(machine.get("cpu") or {}).get("brand_raw"),
+            thread_count=machine.get("thread_count"),
+            driver=(machine.get("gpu") or {}).get("driver"),
+        )
 
 
 class Journal:
@@ -53,6 +90,7 @@ class Journal:
         path: Path,
         selected: list[str],
         identity: Mapping[str, object],
+        context: Context,
         entries: Mapping[str, Entry] = {},
         earlier: tuple[Session, ...] = (),
     ) -> None:
@@ -66,19 +104,26 @@ class Journal:
         self.entries = dict(entries)
         self.earlier = earlier
         self.problem: str | None = None
+        self._context = context
+        self._started = time.time()
         self._reports: dict[str, tuple[str, str | None]] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         torn = path.exists() and not path.read_bytes().endswith(b"\n")  # the process died while it wrote
         self.file: IO[str] = path.open("a", encoding="utf-8")
         if torn:
             self.file.write("\n")
-        header = {"journal": JOURNAL_VERSION, "started": time.time(), "selected": selected, "identity": identity}
-        self._append((header if not earlier else {"resumed": time.time()}) | _this_process())
+        header = {"journal": JOURNAL_VERSION, "started": self._started, "selected": selected, "identity": identity}
+        self._append((header if not earlier else {"resumed": self._started}) | context._asdict() | _this_process())
 
     @property
     def done_before(self) -> int:
         """How many cases were done when this session began."""
         return sum(session.cases for session in self.earlier)
+
+    @property
+    def sessions(self) -> tuple[Session, ...]:
+        """All sessions so far, this one included."""
+        return (*self.earlier, self._context.session(self._started, len(self.entries) - self.done_before))
 
     def begin(self, name: str) -> None:
         """A case begins: should the process die in it, the journal says so."""
@@ -96,23 +141,10 @@ class Journal:
     def close(self, name: str, benchmark: dict[str, Any] | None) -> Entry:
         """A case has ended: write its entry to the disk, for good."""
         outcome, reason = self._reports.get(name, ("skipped", NOT_RUN))
-        entry = Entry(name, outcome, reason, benchmark if outcome == "passed" else None)
+        entry = Entry(name, outcome, reason, benchmark if outcome == "passed" else None, len(self.earlier))
         self.entries[name] = entry
         self._write(entry._asdict())
         return entry
-
-    def perf_cases(self) -> list[dict[str, Any]]:
-        """The run's ``perf_cases``: one entry for every selected case, in the order of collection."""
-        not_run = Entry("", "skipped", NOT_RUN, None)
-        entries = (self.entries.get(name, not_run)._replace(id=name) for name in self.selected)
-        return [{"id": entry.id, "outcome": entry.outcome, "reason": entry.reason} for entry in entries]
-
-    def complete(self, benchmarks: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """This session's ``benchmarks`` and those of the sessions before it, in the order of collection."""
-        here = {bench["name"] for bench in benchmarks}
-        before = [entry.benchmark for entry in self.entries.values() if entry.benchmark and entry.id not in here]
-        order = {name: index for index, name in enumerate(self.selected)}
-        return sorted([*before, *benchmarks], key=lambda bench: order.get(bench["name"], len(order)))
 
     def _write(self, line: dict[str, Any]) -> None:
         """Append, or note that it cannot be done: what is on the disk already stays whole."""
@@ -130,6 +162,31 @@ class Journal:
         self.file.write(_dumps(line) + "\n")
         self.file.flush()
         os.fsync(self.file.fileno())
+
+
+def complete_run(
+    run: dict[str, Any], selected: Sequence[str], entries: Mapping[str, Entry], sessions: Sequence[Session]
+) -> None:
+    """Add to a run's JSON what the journal has: the outcome of every selected case, and the sessions.
+
+    ``benchmarks`` are those of the session at hand; those of the others join them, in the order of collection.
+    """
+    here = {bench["name"] for bench in run["benchmarks"]}
+    before = [
+        entry.benchmark for entry in entries.values() if entry.benchmark and not entry.counted and entry.id not in here
+    ]
+    order = {name: index for index, name in enumerate(selected)}
+    run["benchmarks"] = sorted([*before, *run["benchmarks"]], key=lambda bench: order.get(bench["name"], len(order)))
+    run["perf_cases"] = [_outcome(entries.get(name, Entry(name, "skipped", NOT_RUN, None, None))) for name in selected]
+    run["perf_sessions"] = [session._asdict() for session in sessions]
+
+
+def _outcome(entry: Entry) -> dict[str, Any]:
+    """An entry of the run's ``perf_cases``."""
+    outcome = {key: getattr(entry, key) for key in ("id", "outcome", "reason", "session")}
+    if entry.benchmark is not None and entry.counted:
+        outcome |= {key: entry.benchmark[key] for key in ("params", "extra_info")}
+    return outcome
 
 
 JOURNAL = pytest.StashKey[Journal]()
@@ -156,7 +213,7 @@ def new_journal_path(folder: Path) -> Path:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Note each phase's outcome; take a failed case's rounds away from pytest-benchmark."""
+    """Note each phase's outcome and what was counted; take a failed case's rounds away from pytest-benchmark."""
     report = yield
     if is_perf_item(item) and JOURNAL in item.config.stash:
         item.config.stash[JOURNAL].note(item.name, report.outcome, _reason(report, call))
@@ -165,6 +222,8 @@ def pytest_runtest_makereport(
             benchmark.has_error = True  # not saved
             if benchmark.stats is not None:
                 benchmark.stats.stats.data.clear()  # not shown
+        elif report.when == "call" and report.passed and item.config.stash[PLAN].counters_only:
+            item.stash[COUNTED] = {name: getattr(benchmark, name) for name in ("group", "params", "extra_info")}
     return report
 
 
@@ -193,9 +252,7 @@ def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, A
     """Add ``perf_cases`` and the cases of earlier sessions to the run's JSON."""
     if JOURNAL in config.stash:
         journal = config.stash[JOURNAL]
-        output_json["benchmarks"] = journal.complete(output_json["benchmarks"])
-        output_json["perf_cases"] = journal.perf_cases()
-        output_json["perf_resumed"] = [session._asdict() for session in journal.earlier]
+        complete_run(output_json, journal.selected, journal.entries, journal.sessions)
 
 
 def _this_process() -> dict[str, Any]:

@@ -1,14 +1,16 @@
-"""Journals that earlier sessions left: what they hold, and which of them a run may go on with."""
+"""Journals that earlier sessions left: what they hold, which of them a run may go on with, and the run that one is."""
 
 import json
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil  # type: ignore[import-untyped]
+import pytest_benchmark
 
-from .journal import JOURNAL_VERSION, Entry, Session
+from .journal import JOURNAL_VERSION, Context, Entry, Session, complete_run
 from .plan import BadInputError
 from .regression.text import clean, count_of
 from .schema import OUTCOMES
@@ -20,14 +22,29 @@ MOST_DEATHS = 2
 
 
 class Past(NamedTuple):
-    """What a journal holds. ``entries`` include the case that the process died in, where that was not chance."""
+    """What a journal holds; ``context`` is its last session's.
+
+    ``entries`` include the case that the process died in, where that was not chance.
+    """
 
     path: Path
     selected: list[str]
     identity: Mapping[str, object]
     entries: dict[str, Entry]
     sessions: tuple[Session, ...]
+    context: Context
     alive: bool
+
+    def to_run(self) -> dict[str, Any]:
+        """The run's JSON of what there is, as pytest-benchmark would have saved it: cases without an entry not run."""
+        run: dict[str, Any] = {
+            **self.context._asdict(),
+            "benchmarks": [],
+            "datetime": datetime.fromtimestamp(self.sessions[-1].started, UTC).isoformat(),
+            "version": pytest_benchmark.__version__,
+        }
+        complete_run(run, self.selected, self.entries, self.sessions)
+        return run
 
 
 def choose(pasts: list[Past], names: list[str], identity: Mapping[str, object], folder: Path) -> Past:
@@ -66,12 +83,21 @@ def read_journal(path: Path) -> Past | None:
         header = json.loads(lines[0])
         if header["journal"] != JOURNAL_VERSION:
             return None
-        reader = _Reader(float(header["started"]), header)
+        reader = _Reader()
+        reader.begin_session(header["started"], header)
         for line in lines[1:]:
             reader.take(line)
         reader.end_session()
         selected = [str(name) for name in header["selected"]]
-        return Past(path, selected, dict(header["identity"]), reader.entries, tuple(reader.sessions), reader.alive)
+        return Past(
+            path,
+            selected,
+            dict(header["identity"]),
+            reader.entries,
+            tuple(reader.sessions),
+            reader.context,
+            reader.alive,
+        )
     except (OSError, ValueError, LookupError, TypeError):
         return None
 
@@ -79,11 +105,9 @@ def read_journal(path: Path) -> Past | None:
 class _Reader:
     """Takes a journal's lines one by one."""
 
-    def __init__(self, started: float, header: Mapping[str, Any]) -> None:
+    def __init__(self) -> None:
         self.entries: dict[str, Entry] = {}
         self.sessions: list[Session] = []
-        self._started = started
-        self._process = header["pid"], header["process_created"]
         self._running: str | None = None
         self._watchdog: list[str] = []
         self._deaths: dict[str, int] = {}
@@ -111,8 +135,7 @@ class _Reader:
             self._running, self._watchdog = str(record["begin"]), []
         elif "resumed" in record:
             self.end_session()
-            self._started = float(record["resumed"])
-            self._process = record["pid"], record["process_created"]
+            self.begin_session(record["resumed"], record)
         elif "left" in record:
             self._running = None
         elif "outcome" in record:
@@ -122,19 +145,26 @@ class _Reader:
             self.entries[entry.id] = entry
             self._running = None
 
+    def begin_session(self, started: float, record: Mapping[str, Any]) -> None:
+        """A process began to write."""
+        self._started = float(started)
+        self.context = Context(dict(record["machine_info"]), dict(record["commit_info"]))
+        self._process = record["pid"], record["process_created"]
+
     def end_session(self) -> None:
         """The process ended here, maybe within a case."""
         name = self._running
         if name is not None:
             self._deaths[name] = self._deaths.get(name, 0) + 1
+            reason = None
             if self._watchdog:
                 reason = f"hung, and the watchdog ended the process{_where(self._watchdog)}"
-                self.entries[name] = Entry(name, "failed", reason, None)
             elif self._deaths[name] >= MOST_DEATHS:
                 reason = f"the process died in it, {self._deaths[name]} times"
-                self.entries[name] = Entry(name, "failed", reason, None)
+            if reason is not None:
+                self.entries[name] = Entry(name, "failed", reason, None, len(self.sessions))
         done = len(self.entries) - sum(session.cases for session in self.sessions)
-        self.sessions.append(Session(self._started, done))
+        self.sessions.append(self.context.session(self._started, done))
         self._running, self._watchdog = None, []
 
 

@@ -1,25 +1,38 @@
 """pytest plugin: opens the session's journal, or with ``--perf-resume`` goes on with one that a dead run left.
 
-A run is resumed only by what would have gone on measuring the same: the same sources, options, machine and cases.
+A run is resumed only by what would go on measuring the same: the same package and measuring code, whatever the commit,
+the same options and cases, and a machine like it. On a GPU that may be another one of the same model and software.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pytest_benchmark.utils import safe_dumps
 
-from .journal import JOURNAL, PROBLEMS, Journal, new_journal_path, storage_folder
+from .journal import JOURNAL, PROBLEMS, Context, Journal, new_journal_path, storage_folder
 from .options import PLAN, is_perf_item
-from .package import hash_package
+from .package import hash_files
 from .past import choose, read_journals
 from .plan import BadInputError, Plan
-from .regression.fingerprint import fingerprint_of
+from .regression.fingerprint import STEP, fingerprint_of
 from .regression.text import clean, count_of
 from .terminal import SPEECH
 
 OPTION = "--perf-resume"
+# Of perf_tests, what no figure of a case depends on: it shows, keeps or judges what was measured. All else is hashed,
+# so that a module which is new is asked for until somebody says that it need not be.
+NOT_MEASURING = frozenset(
+    {
+        *("ab", "ci", "peers", "regression", "report"),
+        *("__main__", "estimate", "journal", "locks", "past", "resume", "saving", "table", "terminal", "timeouts"),
+        "validation",
+    }
+)
+# Of the fingerprint, what a GPU's host may have of its own.
+HOST = ("cpu.brand_raw", "thread_count", "system")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -43,11 +56,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if not names or config.option.collectonly:
         return
     folder = storage_folder(config)
-    identity = identify(config)
+    context = read_context(config)
+    identity = identify(config, context)
     if not config.getoption("perf_resume"):
         path = new_journal_path(folder)
         try:
-            config.stash[JOURNAL] = Journal(path, names, identity)
+            config.stash[JOURNAL] = Journal(path, names, identity, context)
         except OSError as error:
             raise pytest.UsageError(f"--benchmark-storage: cannot write {path}: {error.strerror}") from None
         return
@@ -55,7 +69,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         past = choose(read_journals(folder), names, identity, folder)
     except BadInputError as error:
         raise pytest.UsageError(f"{OPTION}: {clean(error, 2000)}") from None
-    config.stash[JOURNAL] = Journal(past.path, names, identity, past.entries, past.sessions)
+    config.stash[JOURNAL] = Journal(past.path, names, identity, context, past.entries, past.sessions)
     done = [item for item in session.items if is_perf_item(item) and item.name in past.entries]
     session.items[:] = [item for item in session.items if item not in done]
     config.hook.pytest_deselected(items=done)
@@ -102,21 +116,40 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         )
 
 
-def identify(config: pytest.Config) -> dict[str, object]:
+def read_context(config: pytest.Config) -> Context:
+    """What pytest-benchmark will say of this machine and commit when it saves."""
+    benchmarks: Any = config._benchmarksession  # type: ignore[attr-defined]  # pytest-benchmark's, on purpose
+    machine_info = benchmarks.get_machine_info()
+    commit_info = config.hook.pytest_benchmark_generate_commit_info(config=config)
+    return Context(*json.loads(safe_dumps([machine_info, commit_info])))  # type: ignore[no-untyped-call]
+
+
+def identify(config: pytest.Config, context: Context) -> dict[str, object]:
     """What must not change while a run goes on: code, options, speech and machine.
 
-    The code by hashes, since a commit's id knows nothing of uncommitted changes.
+    The code by hashes, since a commit's id knows nothing of uncommitted changes, and changes with a word of the README.
     """
     plan: Plan = config.stash[PLAN]
-    benchmarks: Any = config._benchmarksession  # type: ignore[attr-defined]  # pytest-benchmark's, on purpose
-    machine_info = json.loads(safe_dumps(benchmarks.get_machine_info()))  # type: ignore[no-untyped-call]
     speech = config.stash.get(SPEECH, None)
-    commit_info = config.hook.pytest_benchmark_generate_commit_info(config=config)
     return {
-        "commit": commit_info.get("id"),
-        "package": machine_info.get("package_hash"),
-        "suite": hash_package(Path(__file__).parent),
+        "package": context.machine_info.get("package_hash"),
+        "measuring": hash_measuring(Path(__file__).parent),
         "audio": speech.name if speech else None,
         **{key: value for key, value in plan._asdict().items() if key not in ("cases", "preset_reason", "dataset")},
-        **fingerprint_of(machine_info),
+        **identify_machine(context.machine_info),
     }
+
+
+def hash_measuring(suite: Path) -> str:
+    """A short hash of the modules that a case's figures may depend on; ``suite`` is the folder ``perf_tests``."""
+    modules = ((path, path.relative_to(suite).parts[0].removesuffix(".py")) for path in suite.rglob("*.py"))
+    return hash_files(suite, (path for path, name in modules if name not in NOT_MEASURING))
+
+
+def identify_machine(machine_info: Mapping[str, Any]) -> dict[str, object]:
+    """The fingerprint, and the level of the compiled code; of a GPU's machine without what is the host's."""
+    machine: dict[str, object] = {**fingerprint_of(machine_info), STEP: (machine_info.get(STEP) or {}).get("level")}
+    if machine_info.get("gpu"):
+        minor, _, _ = str(machine["python_version"]).rpartition(".")
+        machine = {key: value for key, value in machine.items() if key not in HOST} | {"python_version": minor}
+    return machine

@@ -1,9 +1,10 @@
 """Every key that the suite records, declared once: name, type, unit, meaning, whether null is allowed.
 
 Four tables: ``EXTRA_INFO`` (beside each case's rounds), ``MACHINE_INFO`` (what the suite adds to
-pytest-benchmark's), ``PERF_CASES`` (one entry of the run's top-level list) and ``PERF_RESUMED`` (one entry for each
-earlier session of a run that was resumed). A case that was counted without timing (``perf_counted``) has the same keys
-as a timed one, with null for what only timing gives (``COUNTED_INFO``). ``validation.py`` checks a run against them.
+pytest-benchmark's), ``PERF_CASES`` (one entry of the run's top-level list) and ``PERF_SESSIONS`` (one entry for each
+session that measured a part of the run). A case that was counted without timing has its figures in its entry of
+``perf_cases`` (``COUNTED_CASE``): the keys of a timed one, with null for what only timing gives (``COUNTED_INFO``).
+``validation.py`` checks a run against them.
 """
 
 from typing import NamedTuple
@@ -341,10 +342,22 @@ PERF_CASES = (
     Field("id", "string", None, "the item's name, e.g. `test_generate[tiny.en-4-single-flash]`"),
     Field("outcome", "string", None, " or ".join(OUTCOMES)),
     Field("reason", "string", None, "why it failed or was skipped; null when it passed", nullable=True),
+    Field("session", "integer", None, "which of perf_sessions ended it; null where none or several", nullable=True),
+)
+# Of one that was counted and not timed: it is not among the run's ``benchmarks``, whose entries all have rounds.
+COUNTED_CASE = (
+    *PERF_CASES,
+    Field("params", "object", None, "the case's parameters", fields=PARAMS),
+    Field("extra_info", "object", None, "what was counted", fields=COUNTED_INFO),
 )
 
-
-PERF_RESUMED = (
-    Field("started", "number", "s", "when a session that was cut short began, since 1970"),
+# What may differ between the sessions of one run; all else is the run's ``machine_info``, which is the last one's.
+PERF_SESSIONS = (
+    Field("started", "number", "s", "when it began, since 1970"),
     Field("cases", "integer", "cases", "how many it ended"),
+    Field("commit", "string", None, "the commit that was checked out", nullable=True),
+    Field("node", "string", None, "the machine's name", nullable=True),
+    Field("cpu", "string", None, "the machine's CPU", nullable=True),
+    Field("thread_count", "integer", "threads", "torch's intra-op threads", nullable=True),
+    Field("driver", "string", None, "NVIDIA driver version; null on a CPU", nullable=True),
 )

@@ -5,13 +5,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .schema import (
-    COUNTED_INFO,
+    COUNTED_CASE,
     EXTRA_INFO,
     MACHINE_INFO,
     OUTCOMES,
     PARAMS,
     PERF_CASES,
-    PERF_RESUMED,
+    PERF_SESSIONS,
     SCHEMA_VERSION,
     TIMED_ONLY,
     Field,
@@ -24,22 +24,16 @@ def validate_run(run: Mapping[str, Any]) -> list[str]:
     entries = run.get("perf_cases")
     if not isinstance(entries, list):
         return [*problems, "perf_cases: missing, or not a list"]
+    sessions = run.get("perf_sessions")
+    if not isinstance(sessions, list):
+        return [*problems, "perf_sessions: missing, or not a list"]
+    for index, session in enumerate(sessions):
+        problems += validate(session, PERF_SESSIONS, f"perf_sessions[{index}]")
     for index, entry in enumerate(entries):
-        problems += validate(entry, PERF_CASES, f"perf_cases[{index}]")
-        if isinstance(entry, Mapping) and entry.get("outcome") not in OUTCOMES:
-            problems.append(f"perf_cases[{index}].outcome: {entry.get('outcome')!r} is not one of {OUTCOMES}")
-    resumed = run.get("perf_resumed", [])
-    if not isinstance(resumed, list):
-        return [*problems, "perf_resumed: not a list"]
-    for index, entry in enumerate(resumed):
-        problems += validate(entry, PERF_RESUMED, f"perf_resumed[{index}]")
-    counted = run.get("perf_counted", [])
-    if not isinstance(counted, list):
-        return [*problems, "perf_counted: not a list"]
-    for entry in counted:
-        problems += validate_counted(entry)
+        problems += validate_outcome(entry, f"perf_cases[{index}]", len(sessions))
     passed = {entry.get("id") for entry in entries if entry.get("outcome") == "passed"}
-    names = [bench.get("name", "?") for bench in (*run.get("benchmarks", ()), *counted)]
+    names = [bench.get("name", "?") for bench in run.get("benchmarks", ())]
+    names += [entry.get("id") for entry in entries if "extra_info" in entry]
     for bench in run.get("benchmarks", ()):
         problems += validate_case(bench)
     problems += [f"{name}: measured, but not passed in perf_cases" for name in names if name not in passed]
@@ -81,15 +75,18 @@ def validate_case(bench: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def validate_counted(entry: Mapping[str, Any]) -> list[str]:
-    """Check one entry of the run's ``perf_counted``, a case that was counted without timing; return the problems."""
-    name = entry.get("name", "?")
-    problems = list(validate(entry.get("params"), PARAMS, f"{name}: params"))
-    problems += validate(entry.get("extra_info"), COUNTED_INFO, f"{name}: extra_info")
-    if "stats" in entry:
-        problems.append(f"{name}: stats: in perf_counted nothing is timed")
-    info = entry.get("extra_info")
-    if isinstance(info, Mapping) and not problems:
+def validate_outcome(entry: Mapping[str, Any], where: str, sessions: int) -> list[str]:
+    """Check one entry of the run's ``perf_cases``, of so many ``sessions``; return the problems."""
+    is_counted = "extra_info" in entry
+    problems = list(validate(entry, COUNTED_CASE if is_counted else PERF_CASES, where))
+    if problems:
+        return problems
+    if entry["outcome"] not in OUTCOMES:
+        problems.append(f"{where}.outcome: {entry['outcome']!r} is not one of {OUTCOMES}")
+    if entry["session"] is not None and not 0 <= entry["session"] < sessions:
+        problems.append(f"{where}.session: {entry['session']}, and perf_sessions has {sessions}")
+    if is_counted:
+        name, info = entry["id"], entry["extra_info"]
         if info["schema_version"] != SCHEMA_VERSION:
             problems.append(f"{name}: schema_version {info['schema_version']}, expected {SCHEMA_VERSION}")
         problems += [f"{name}: {key}: recorded, but nothing is timed" for key in TIMED_ONLY if info[key] is not None]

@@ -38,7 +38,7 @@ def pool_runs(runs: Sequence[Run], commit_info: Mapping[str, Any]) -> dict[str, 
             benches.setdefault(bench["name"], []).append(bench)
     document = copy.deepcopy(dict(runs[0].document))
     document["commit_info"] = dict(commit_info)
-    document["perf_cases"] = [*outcomes.values()]
+    document["perf_cases"] = [entry | {"session": None} for entry in outcomes.values()]
     document["benchmarks"] = [
         pool_benches(found) for name, found in benches.items() if outcomes[name]["outcome"] == "passed"
     ]

@@ -120,9 +120,9 @@ def compare_runs(
     if base.dirty:
         notes.append("BASE was measured with uncommitted changes")
     notes += [
-        f"{name} was cut short and resumed: its cases are of {len(sessions) + 1} sessions"
+        f"{name} was measured in parts: its cases are of {len(sessions)} sessions"
         for name, run in (("BASE", base), ("HEAD", head))
-        if isinstance(sessions := run.document.get("perf_resumed"), list) and sessions
+        if isinstance(sessions := run.document.get("perf_sessions"), list) and len(sessions) > 1
     ]
     if differences:
         notes.append(f"compared although the machines differ: {', '.join(map(str, differences))}")

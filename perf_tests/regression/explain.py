@@ -81,8 +81,9 @@ def _changes(pair: list[dict[str, float] | None], least: float) -> tuple[Operato
 
 
 def _infos(document: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    benches = (*(document.get("benchmarks") or ()), *(document.get("perf_counted") or ()))
-    return {str(bench.get("name")): bench.get("extra_info") or {} for bench in benches}
+    timed = {str(bench.get("name")): bench.get("extra_info") or {} for bench in document.get("benchmarks") or ()}
+    entries = document.get("perf_cases") or ()
+    return timed | {str(entry.get("id")): entry["extra_info"] or {} for entry in entries if "extra_info" in entry}
 
 
 def _read(info: Mapping[str, Any], key: str) -> dict[str, float] | None:

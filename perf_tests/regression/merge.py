@@ -1,4 +1,4 @@
-"""``python -m perf_tests merge OUT RUN…``: shards of one run, measured apart, into one."""
+"""``python -m perf_tests merge OUT RUN…``: shards of one run into one; or what a journal has of one."""
 
 import argparse
 import json
@@ -10,8 +10,8 @@ from perf_tests.plan import BadInputError
 
 from .arguments import make_parser, run_command
 from .fingerprint import differences
-from .references import FORMS, locate, storage_path
-from .runs import Run, read_run
+from .references import FORMS, Located, locate, storage_path
+from .runs import Run, parse_run, read_bytes, read_run
 from .store import write_file
 from .text import clean, count_of
 
@@ -44,19 +44,30 @@ def merge_runs(runs: list[Run]) -> dict[str, Any]:
             raise BadInputError(f"{names}: unlike machines: {', '.join(map(str, unlike))}")
         if (one.commit, one.dirty) != (other.commit, other.dirty):
             raise BadInputError(f"{names}: made of different commits, {_commit(one)} and {_commit(other)}")
-    counted = [entry for run in runs for entry in run.document.get("perf_counted", [])]
+    entries: list[dict[str, Any]] = []
+    sessions: list[dict[str, Any]] = []
+    for run in runs:
+        entries += [
+            entry | {"session": None if entry["session"] is None else entry["session"] + len(sessions)}
+            for entry in run.document["perf_cases"]
+        ]
+        sessions += run.document.get("perf_sessions", [])
     limits = next((found for run in runs if (found := run.machine_info.get("limits"))), None)
     return {
         **first.document,
         "machine_info": {**first.document["machine_info"], "limits": limits},
         "benchmarks": [bench for run in runs for bench in run.document["benchmarks"]],
-        "perf_cases": [entry for run in runs for entry in run.document["perf_cases"]],
-        **({"perf_counted": counted} if counted else {}),
+        "perf_cases": entries,
+        "perf_sessions": sessions,
     }
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = make_parser("merge", "Merge shards of one run into one.")
+    parser.epilog = (
+        "A RUN may also be the journal (journal_*.jsonl) of one that was cut short: what it has becomes a run, of which"
+        " the other cases were not run."
+    )
     parser.add_argument("out", type=Path, metavar="OUT", help="the file to write; it must not exist")
     parser.add_argument("runs", nargs="+", metavar="RUN", help=FORMS)
     return parser.parse_args(arguments)
@@ -66,12 +77,24 @@ def _merge(options: argparse.Namespace) -> int:
     if options.out.exists():
         raise BadInputError(f"{clean(options.out)}: exists already; OUT comes first and must be a new file")
     found = [locate(reference, storage_path(options.storage)) for reference in options.runs]
-    runs = [read_run(shard.path, shard.name, timed=False) for shard in found]
+    runs = [_read(shard) for shard in found]
     document = merge_runs(runs)
     write_file(options.out, (json.dumps(document, indent=4) + "\n").encode())
     count = count_of(sum(len(run.records) for run in runs), "case")
     print(f"{clean(options.out)}: {count} of {count_of(len(runs), 'run')}")
     return 0
+
+
+def _read(shard: Located) -> Run:
+    if shard.path.suffix != ".jsonl":
+        return read_run(shard.path, shard.name, timed=False)
+    from perf_tests.past import read_journal
+
+    read_bytes(shard.path)
+    past = read_journal(shard.path)
+    if past is None:
+        raise BadInputError(f"{clean(shard.path)}: not a journal of this version of the suite")
+    return parse_run(past.to_run(), shard.name)
 
 
 def _commit(run: Run) -> str:

@@ -1,7 +1,7 @@
 """Reading a saved run, and refusing one that cannot be judged. Only what the gate uses is looked at and checked."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,7 +127,10 @@ def _read_records(document: Mapping[str, Any], timed: bool) -> tuple[bool, dict[
         if bench["name"] in measured:
             raise Unreadable(f"{bench['name']}: measured twice in one run")
         measured[bench["name"]] = bench
-    counted = _read_counted(document, measured)
+    counted = _read_counted(document.get("perf_cases"))
+    for name in counted:
+        if name in measured:
+            raise Unreadable(f"{name}: measured twice in one run")
     measured |= counted
     ours = {name for name, bench in measured.items() if "schema_version" in _mapping(bench.get("extra_info"))}
     for name in measured:
@@ -153,19 +156,14 @@ def _read_records(document: Mapping[str, Any], timed: bool) -> tuple[bool, dict[
     return False, records
 
 
-def _read_counted(document: Mapping[str, Any], timed: Collection[str]) -> dict[str, Mapping[str, Any]]:
-    """The cases that were counted without timing, by name: the suite's own records, without ``stats``."""
-    entries = document.get("perf_counted", [])
-    if not isinstance(entries, list):
-        raise Unreadable("perf_counted: not a list")
+def _read_counted(entries: object) -> dict[str, Mapping[str, Any]]:
+    """The entries of ``perf_cases`` whose cases were counted without timing, by name."""
     counted: dict[str, Mapping[str, Any]] = {}
-    for index, entry in enumerate(entries):
-        name = _mapping(entry).get("name")
-        if not isinstance(name, str) or "schema_version" not in _mapping(entry.get("extra_info")):
-            raise Unreadable(f"perf_counted[{index}]: not a record of the suite with a name")
-        if name in timed or name in counted:
-            raise Unreadable(f"{name}: measured twice in one run")
-        counted[name] = entry
+    for index, entry in enumerate(entries if isinstance(entries, list) else []):
+        if isinstance(entry, Mapping) and "extra_info" in entry:
+            if "schema_version" not in _mapping(entry["extra_info"]) or not isinstance(entry.get("id"), str):
+                raise Unreadable(f"perf_cases[{index}].extra_info: not a record of the suite")
+            counted[entry["id"]] = entry
     return counted
 
 

@@ -184,7 +184,8 @@ def _view_cases(measured: Mapping[str, Mapping[str, Any]], outcomes: object) -> 
         name, outcome = mapping(entry).get("id"), mapping(entry).get("outcome")
         if isinstance(name, str) and isinstance(outcome, str) and name not in listed:
             listed.add(name)
-            yield CaseView(name, outcome, entry.get("reason"), measured.get(name, {}))
+            counted = entry if "extra_info" in entry else {}
+            yield CaseView(name, outcome, entry.get("reason"), measured.get(name, counted))
     for name, bench in measured.items():
         if name not in listed:
             yield CaseView(name, "passed", None, bench)

@@ -9,6 +9,7 @@ from typing import Any
 
 from perf_tests import cases
 from perf_tests.cases import Case
+from perf_tests.journal import Session
 from perf_tests.regression.statistics import CONTROL_WEIGHT
 from perf_tests.schema import SCHEMA_VERSION, TIMED_ONLY
 
@@ -139,8 +140,14 @@ def make_run(
         "datetime": f"2026-11-24T10:{seed % 60:02}:02+00:00",
         "version": "5.3.1",
         "benchmarks": benches,
-        "perf_cases": [{"id": bench["name"], "outcome": "passed", "reason": None} for bench in benches],
+        "perf_cases": [{"id": bench["name"], "outcome": "passed", "reason": None, "session": 0} for bench in benches],
+        "perf_sessions": [make_session(commit)],
     }
+
+
+def make_session(commit: str | None = None) -> dict[str, Any]:
+    """An entry of a run's `perf_sessions`."""
+    return Session(1.0, 1, commit, "a machine", "A CPU", 2, None)._asdict()
 
 
 def make_cuda(run: dict[str, Any]) -> dict[str, Any]:
@@ -173,20 +180,21 @@ def make_plain(run: dict[str, Any]) -> dict[str, Any]:
 
 def make_counted(run: dict[str, Any]) -> dict[str, Any]:
     """The same run as `--perf-counters-only` would have saved it."""
-    run["perf_counted"], run["benchmarks"] = run["benchmarks"], []
-    for bench in run["perf_counted"]:
-        del bench["stats"]
-        bench["extra_info"] |= dict.fromkeys(TIMED_ONLY)
+    measured = {bench["name"]: bench for bench in run["benchmarks"]}
+    for entry in run["perf_cases"]:
+        if (bench := measured.get(entry["id"])) is not None:
+            entry |= {"params": bench["params"], "extra_info": bench["extra_info"] | dict.fromkeys(TIMED_ONLY)}
+    run["benchmarks"] = []
     return run
 
 
 def bench_of(run: dict[str, Any], name: str) -> dict[str, Any]:
-    benches = (*run["benchmarks"], *run.get("perf_counted", ()))
-    return next(bench for bench in benches if bench["name"] == name)
+    return next(bench for bench in run["benchmarks"] if bench["name"] == name)
 
 
 def info_of(run: dict[str, Any], name: str = FLASH) -> dict[str, Any]:
-    info: dict[str, Any] = bench_of(run, name)["extra_info"]
+    counted = (entry for entry in run["perf_cases"] if entry["id"] == name and "extra_info" in entry)
+    info: dict[str, Any] = (next(counted, None) or bench_of(run, name))["extra_info"]
     return info
 
 

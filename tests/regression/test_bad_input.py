@@ -266,7 +266,7 @@ def test_perf_cases_that_contradict(compare: Compare, base: Run, head: Run) -> N
     refused(compare(base, head), "measured, but not in perf_cases")
     head["perf_cases"].append(head["perf_cases"][0])
     refused(compare(base, head), "twice in perf_cases")
-    head["perf_cases"][1] = {"id": FLASH, "outcome": "lost", "reason": None}
+    head["perf_cases"][1] = {"id": FLASH, "outcome": "lost", "reason": None, "session": 0}
     refused(compare(base, head), "'lost' is none of")
     head["perf_cases"] = "all"
     refused(compare(base, head), "not a list")

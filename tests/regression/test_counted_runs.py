@@ -63,7 +63,6 @@ def test_counters_that_neither_run_has_are_no_pass(compare: Compare, counted_bas
 
 def test_a_case_that_is_gone_is_missing(compare: Compare, counted_base: Run, counted_head: Run) -> None:
     remove(counted_head, FLASH)
-    counted_head["perf_counted"].pop()
     outcome = compare(counted_base, counted_head)
     assert (outcome.code, outcome.verdict(FLASH)) == (1, "MISSING")
 
@@ -109,12 +108,11 @@ def test_what_exact_figures_depend_on_is_refused(
 @pytest.mark.parametrize(
     ("damage", "complaint"),
     [
-        (lambda run: run.update(perf_counted="all"), "perf_counted: not a list"),
-        (lambda run: run["perf_counted"].append(7), "perf_counted[2]: not a record of the suite"),
-        (lambda run: run["perf_counted"][0].update(extra_info={}), "perf_counted[0]: not a record of the suite"),
-        (lambda run: run["perf_counted"].append(run["perf_counted"][0]), "measured twice in one run"),
-        (lambda run: run["benchmarks"].append(run["perf_counted"][0]), "measured twice in one run"),
-        (lambda run: run["perf_cases"].pop(), "measured, but not in perf_cases"),
+        (lambda run: run["perf_cases"].append(7), "perf_cases[2]: missing, or not an object"),
+        (lambda run: run["perf_cases"][0].update(extra_info={}), "perf_cases[0].extra_info: not a record of the suite"),
+        (lambda run: run["perf_cases"][0].update(id=7), "perf_cases[0].extra_info: not a record of the suite"),
+        (lambda run: run["perf_cases"].append(run["perf_cases"][0]), "twice in perf_cases"),
+        (lambda run: run["benchmarks"].append({"name": ORIGINAL}), "measured twice in one run"),
         (lambda run: info_of(run).update(schema_version=1), "schema_version 1, and only 2 is read here"),
         (lambda run: info_of(run).update(flop_count=-1), "flop_count: -1 is no count"),
     ],
@@ -134,7 +132,6 @@ def test_shards_merge(tmp_path: Path, capsys: pytest.CaptureFixture[str], compar
     shards = []
     for index in range(2):
         shard = make_counted(make_run(seed=1))
-        shard["perf_counted"] = shard["perf_counted"][index : index + 1]
         shard["perf_cases"] = shard["perf_cases"][index : index + 1]
         shards.append(save(shard, tmp_path / f"shard{index}.json"))
     out = tmp_path / "whole.json"

@@ -114,7 +114,11 @@ def check(base: Any, head: Any, code: int, report: dict[str, Any]) -> None:
         assert code == 2
         assert not verdicts
         return
-    names = [{record["name"] for record in (*run["benchmarks"], *run.get("perf_counted", ()))} for run in (base, head)]
+    names = [
+        {bench["name"] for bench in run["benchmarks"]}
+        | {entry["id"] for entry in run.get("perf_cases", ()) if "extra_info" in entry}
+        for run in (base, head)
+    ]
     for name, verdict in verdicts.items():
         if not all(name in measured for measured in names):
             assert verdict not in GOOD

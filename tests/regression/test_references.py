@@ -8,14 +8,16 @@ from typing import Any
 import pytest
 
 from perf_tests.cases import Case
+from perf_tests.journal import Context, Journal
 from perf_tests.plan import BadInputError
 from perf_tests.regression import merge, promote
 from perf_tests.regression.references import locate, saved_runs
+from perf_tests.regression.runs import read_run
 from perf_tests.schema import PERF_CASES
 from perf_tests.validation import validate
 
 from .conftest import Outcome
-from .make_runs import CELL, FLASH, ORIGINAL, add_yardstick, info_of, make_plain, make_run, save, set_outcome
+from .make_runs import CELL, FLASH, ORIGINAL, add_yardstick, bench_of, info_of, make_plain, make_run, save, set_outcome
 
 COMMITS = ("1a2b" + "0" * 36, "1a2c" + "0" * 36, "1a2c" + "0" * 36)
 
@@ -188,6 +190,8 @@ def test_merge(tmp_path: Path, run_compare: Callable[..., Outcome]) -> None:
     assert [bench["name"] for bench in whole["benchmarks"]] == [ORIGINAL, FLASH]
     assert [entry["id"] for entry in whole["perf_cases"]] == [ORIGINAL, FLASH]
     assert all(not list(validate(entry, PERF_CASES, "")) for entry in whole["perf_cases"])
+    assert [entry["session"] for entry in whole["perf_cases"]] == [0, 1]
+    assert whole["perf_sessions"] == [session for run in runs for session in run["perf_sessions"]]
     assert info_of(whole)["yardstick"] == info_of(runs[1])["yardstick"]
     assert run_compare(out, save(make_run(seed=5), tmp_path / "other.json")).code == 0
 
@@ -200,6 +204,31 @@ def test_the_merged_run_keeps_the_limits_that_one_shard_measured(tmp_path: Path)
     out = tmp_path / "whole.json"
     assert merge.main([str(out), *paths]) == 0
     assert json.loads(out.read_text())["machine_info"]["limits"] == {"memory_bytes_per_second": 4e10}
+
+
+def test_a_journal_becomes_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = make_run()
+    journal = Journal(
+        tmp_path / "journal_1.jsonl", [ORIGINAL, FLASH], {}, Context(whole["machine_info"], whole["commit_info"])
+    )
+    journal.note(ORIGINAL, "passed", None)
+    journal.close(ORIGINAL, bench_of(whole, ORIGINAL))
+    journal.file.close()
+    out = tmp_path / "run.json"
+    assert merge.main([str(out), str(journal.path)]) == 0
+    saved = read_run(out)
+    assert [(record.outcome, record.measured) for record in saved.records.values()] == [
+        ("passed", True),
+        ("skipped", False),
+    ]
+    assert (saved.commit, saved.machine_info) == (whole["commit_info"]["id"], whole["machine_info"])
+
+    capsys.readouterr()
+    assert merge.main([str(tmp_path / "new.json"), str(tmp_path / "journal_2.jsonl")]) == 2
+    assert "journal_2.jsonl: there is no such file" in capsys.readouterr().err
+    (tmp_path / "journal_2.jsonl").write_text('{"journal": 2}\n')
+    assert merge.main([str(tmp_path / "new.json"), str(tmp_path / "journal_2.jsonl")]) == 2
+    assert "journal_2.jsonl: not a journal of this version of the suite" in capsys.readouterr().err
 
 
 def refuse_merge(runs: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> str:

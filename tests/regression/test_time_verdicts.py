@@ -21,6 +21,7 @@ from .make_runs import (
     info_of,
     make_gpu_samples,
     make_run,
+    make_session,
     save,
     slow_down,
 )
@@ -130,11 +131,11 @@ def test_throttled_clocks_make_time_ambiguous(
     assert ("the GPU's clocks throttled in HEAD" in outcome.why(FLASH)) == (verdict == "AMBIGUOUS")
 
 
-def test_a_resumed_run_is_named(compare: Compare, base: Run, head: Run) -> None:
-    head["perf_resumed"] = [{"started": 1.0, "cases": 1}]
-    assert "HEAD was cut short and resumed: its cases are of 2 sessions" in compare(base, head).out
-    head["perf_resumed"] = []
-    assert "cut short" not in compare(base, head).out
+def test_a_run_of_several_sessions_is_named(compare: Compare, base: Run, head: Run) -> None:
+    head["perf_sessions"].append(make_session())
+    assert "HEAD was measured in parts: its cases are of 2 sessions" in compare(base, head).out
+    head["perf_sessions"].pop()
+    assert "in parts" not in compare(base, head).out
 
 
 @pytest.mark.parametrize("factor", [1.25, 0.75])

@@ -184,7 +184,7 @@ def test_cases_without_rounds_show_their_counters(report: Report, tmp_path: Path
 def test_component_cases_are_no_cells_of_the_tables(report: Report, tmp_path: Path) -> None:
     run = make_run()
     run["benchmarks"].append(json.loads(json.dumps(run["benchmarks"][1]).replace("test_generate", "test_encoder")))
-    run["perf_cases"].append({"id": run["benchmarks"][2]["name"], "outcome": "passed", "reason": None})
+    run["perf_cases"].append(run["perf_cases"][2] | {"id": run["benchmarks"][2]["name"]})
     outcome = report(save(run, tmp_path / "run.json"))
     page = Page(outcome.html)
     assert page.tables["test_encoder"][0][0] == "test_encoder[tiny.en-4-single-flash]"

@@ -59,7 +59,9 @@ def test_the_run_has_every_key(saved: dict[str, Any]) -> None:
 
 
 def test_every_selected_case_is_in_the_run(saved: dict[str, Any]) -> None:
-    assert saved["perf_cases"] == [{"id": name, "outcome": "passed", "reason": None} for name in CASES]
+    assert saved["perf_cases"] == [{"id": name, "outcome": "passed", "reason": None, "session": 0} for name in CASES]
+    (session,) = saved["perf_sessions"]
+    assert (session["cases"], session["node"]) == (len(CASES), saved["machine_info"]["node"])
     assert [bench["name"] for bench in saved["benchmarks"]] == CASES
 
 

@@ -34,7 +34,8 @@ def run() -> dict[str, Any]:
     bench = {"name": name, "params": sample(schema.PARAMS), "extra_info": info, "stats": {"data": [1.0, 2.0]}}
     return {
         "machine_info": sample(schema.MACHINE_INFO) | {"node": "pytest-benchmark's own"},
-        "perf_cases": [{"id": name, "outcome": "passed", "reason": None}],
+        "perf_cases": [{"id": name, "outcome": "passed", "reason": None, "session": 0}],
+        "perf_sessions": [sample(schema.PERF_SESSIONS)],
         "benchmarks": [bench],
     }
 
@@ -42,33 +43,51 @@ def run() -> dict[str, Any]:
 @pytest.fixture
 def counted(run: dict[str, Any]) -> dict[str, Any]:
     """The same run, counted without timing."""
-    run["perf_counted"], run["benchmarks"] = run["benchmarks"], []
-    del run["perf_counted"][0]["stats"]
-    run["perf_counted"][0]["extra_info"] |= dict.fromkeys(schema.TIMED_ONLY)
+    count(run)
+    run["benchmarks"].clear()
     return run
+
+
+def count(run: dict[str, Any]) -> None:
+    """Put what was counted into the entry of `perf_cases`."""
+    bench = copy.deepcopy(run["benchmarks"][0])
+    info = bench["extra_info"] | dict.fromkeys(schema.TIMED_ONLY)
+    run["perf_cases"][0] |= {"params": bench["params"], "extra_info": info}
 
 
 def test_a_counted_run_has_null_for_what_timing_gives(counted: dict[str, Any]) -> None:
     assert validate_run(counted) == []
-    counted["perf_counted"][0]["extra_info"]["peak_memory_allocated_bytes"] = None
+    counted["perf_cases"][0]["extra_info"]["peak_memory_allocated_bytes"] = None
     assert validate_run(counted) == []
-    counted["perf_counted"][0]["extra_info"]["tokens_per_second"] = 2.5
+    counted["perf_cases"][0]["extra_info"]["tokens_per_second"] = 2.5
     (problem,) = validate_run(counted)
     assert problem.endswith("tokens_per_second: recorded, but nothing is timed")
 
 
 def test_a_counted_run_has_its_counters(counted: dict[str, Any]) -> None:
-    counted["perf_counted"][0]["extra_info"]["aten_op_count"] = None
+    counted["perf_cases"][0]["extra_info"]["aten_op_count"] = None
     (problem,) = validate_run(counted)
     assert problem.endswith("aten_op_count: null")
 
 
 def test_a_case_is_timed_or_counted(run: dict[str, Any]) -> None:
-    run["perf_counted"] = copy.deepcopy(run["benchmarks"])
-    run["perf_counted"][0]["extra_info"] |= dict.fromkeys(schema.TIMED_ONLY)
-    problems = validate_run(run)
-    assert any(problem.endswith("stats: in perf_counted nothing is timed") for problem in problems)
-    assert any(problem.endswith("measured twice") for problem in problems)
+    count(run)
+    (problem,) = validate_run(run)
+    assert problem.endswith("measured twice")
+
+
+@pytest.mark.parametrize("session", [1, -1])
+def test_a_case_is_of_a_session_that_there_was(session: int, run: dict[str, Any]) -> None:
+    run["perf_cases"][0]["session"] = session
+    assert validate_run(run) == [f"perf_cases[0].session: {session}, and perf_sessions has 1"]
+    run["perf_cases"][0]["session"] = None
+    assert validate_run(run) == []
+
+
+@pytest.mark.parametrize("field", schema.PERF_SESSIONS, ids=lambda field: field.name)
+def test_every_key_of_a_session_is_missed(field: Field, run: dict[str, Any]) -> None:
+    del run["perf_sessions"][0][field.name]
+    assert validate_run(run) == [f"perf_sessions[0].{field.name}: missing"]
 
 
 def all_fields(fields: tuple[Field, ...]) -> list[Field]:
@@ -170,6 +189,6 @@ def test_units_are_in_the_names() -> None:
 
 
 def test_no_key_is_declared_twice() -> None:
-    for table in (schema.EXTRA_INFO, schema.MACHINE_INFO, schema.PERF_CASES, schema.PARAMS):
+    for table in (schema.EXTRA_INFO, schema.MACHINE_INFO, schema.COUNTED_CASE, schema.PERF_SESSIONS, schema.PARAMS):
         names = [field.name for field in table]
         assert len(names) == len(set(names))

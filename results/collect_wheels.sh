@@ -22,5 +22,5 @@ done
 download+=(--platform manylinux2014_x86_64)
 # xFormers asks for PyTorch, which is there.
 "${download[@]}" --no-deps xformers nvidia-cuda-runtime-cu12
-"${download[@]}" filelock nvidia-ml-py psutil pytest pytest-benchmark pytest-timeout rich
+"${download[@]}" filelock nvidia-ml-py orjson psutil pytest pytest-benchmark pytest-timeout rich
 du -sh "$folder"

@@ -55,7 +55,7 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--small", action="store_true", help="the narrowest model alone, to try this script")
+    parser.add_argument("--small", action="store_true", help="the narrowest model alone, once, to try this script")
     options = parser.parse_args()
     device = torch.device(options.device)
     widths = WIDTHS[:1] if options.small else WIDTHS
@@ -73,7 +73,8 @@ def main() -> None:
     dtypes = dtypes if on_cuda else dtypes[::-1]
     for dtype in dtypes[:1] if options.small else dtypes:
         for title, rows in tables.items():
-            print_table(f"{title}, {str(dtype).removeprefix('torch.')}", rows(widths, dtype, device), device)
+            title = f"{title}, {str(dtype).removeprefix('torch.')}"
+            print_table(title, rows(widths, dtype, device), device, 1 if options.small else REPETITIONS)
 
 
 def encoder_rows(widths: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Iterator[Row]:
@@ -201,7 +202,7 @@ def by_products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) 
 
 
 @torch.no_grad()
-def print_table(title: str, rows: Iterator[Row], device: torch.device) -> None:
+def print_table(title: str, rows: Iterator[Row], device: torch.device, repetitions: int) -> None:
     """Measure and print a table, line by line."""
     print(f"\n| {title} |", end="")
     head: list[str] = []
@@ -213,7 +214,7 @@ def print_table(title: str, rows: Iterator[Row], device: torch.device) -> None:
         cells = []
         for column, call in calls.items():
             try:
-                cells.append(f"{1e6 * seconds_of(call, device):.1f}")
+                cells.append(f"{1e6 * seconds_of(call, device, repetitions):.1f}")
             except RuntimeError as error:  # NotImplementedError is one too
                 cells.append("-")
                 problems[f"{column}: {(str(error).strip() or repr(error)).splitlines()[0][:200]}"] = None
@@ -221,11 +222,11 @@ def print_table(title: str, rows: Iterator[Row], device: torch.device) -> None:
     print("".join(f"\n{problem}" for problem in problems), end="\n" if problems else "")
 
 
-def seconds_of(call: Callable[[], Any], device: torch.device) -> float:
+def seconds_of(call: Callable[[], Any], device: torch.device, repetitions: int) -> float:
     """The seconds that one call takes, at best."""
     call()
     if device.type == "cpu":
-        return min(wall_seconds(call) for _ in range(REPETITIONS))
+        return min(wall_seconds(call) for _ in range(repetitions))
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -237,7 +238,7 @@ def seconds_of(call: Callable[[], Any], device: torch.device) -> float:
         graph.replay()
         torch.cuda.synchronize()
 
-    return min(wall_seconds(replay) for _ in range(REPETITIONS)) / CALLS
+    return min(wall_seconds(replay) for _ in range(repetitions)) / CALLS
 
 
 def wall_seconds(call: Callable[[], Any]) -> float:

@@ -14,6 +14,7 @@ from tests.regression.make_runs import (
     FLASH,
     ORIGINAL,
     info_of,
+    make_counted,
     make_cuda,
     make_gpu_samples,
     make_plain,
@@ -181,10 +182,16 @@ def test_cases_without_rounds_show_their_counters(report: Report, tmp_path: Path
     assert "Time per round" not in page.tables
 
 
+def test_cases_that_were_counted_show_memory_and_counters(report: Report, tmp_path: Path) -> None:
+    page = Page(report(save(make_counted(make_run()), tmp_path / "run.json")).html)
+    assert page.tables[SINGLE][0][2:6] == ["0.180", "0.180", "not recorded", "not recorded"]
+    assert page.tables["Exact counters of one round"][1][:3] == ["tiny.en · 4 · single", "flash", "5,451"]
+
+
 def test_component_cases_are_no_cells_of_the_tables(report: Report, tmp_path: Path) -> None:
     run = make_run()
     run["benchmarks"].append(json.loads(json.dumps(run["benchmarks"][1]).replace("test_generate", "test_encoder")))
-    run["perf_cases"].append(run["perf_cases"][2] | {"id": run["benchmarks"][2]["name"]})
+    run["perf_cases"].append(run["perf_cases"][0] | {"id": run["benchmarks"][2]["name"]})
     outcome = report(save(run, tmp_path / "run.json"))
     page = Page(outcome.html)
     assert page.tables["test_encoder"][0][0] == "test_encoder[tiny.en-4-single-flash]"

@@ -206,7 +206,7 @@ def take_environment(visit: Visit, seconds: float) -> int | None:
 def take_tests(visit: Visit, seconds: float) -> int | None:
     """The CUDA tests. A warning of a library is no failure here; a graph that cannot be captured is one."""
     command = ["-m", "pytest", "tests/model/test_cuda.py", "-p", "no:cacheprovider", "-q", "-rs", "-W", "default"]
-    return visit.call(*command, "-W", "error:Decoding without a CUDA graph:RuntimeWarning", seconds=seconds)
+    return visit.call(*command, "-W", "error:CUDA graphs are off:RuntimeWarning", seconds=seconds)
 
 
 def take_cells(visit: Visit, seconds: float) -> int | None:

@@ -120,6 +120,7 @@ def parse_run(document: Mapping[str, Any], name: str, *, timed: bool = True) -> 
 
 def _read_records(document: Mapping[str, Any], timed: bool) -> tuple[bool, dict[str, Record]]:
     """Whether the run is plain, and its cases: those selected, in their order, then whatever else was measured."""
+    check_format(document)
     measured: dict[str, Mapping[str, Any]] = {}
     for index, bench in enumerate(document["benchmarks"]):
         if not isinstance(bench, Mapping) or not isinstance(bench.get("name"), str):
@@ -165,6 +166,17 @@ def _read_counted(entries: object) -> dict[str, Mapping[str, Any]]:
                 raise Unreadable(f"perf_cases[{index}].extra_info: not a record of the suite")
             counted[entry["id"]] = entry
     return counted
+
+
+def check_format(document: Mapping[str, Any]) -> None:
+    """Refuse a run of version 1 of the schema by its lists: there may be no measured case in it that names the version.
+
+    Raises:
+        Unreadable: it is one.
+    """
+    for key in ("perf_counted", "perf_resumed"):
+        if key in document:
+            check_version(1, key)
 
 
 def check_version(version: object, name: str) -> None:

@@ -16,7 +16,7 @@ from perf_tests import cases
 from perf_tests.intervals import Estimate
 from perf_tests.plan import BadInputError
 from perf_tests.regression.records import Unreadable
-from perf_tests.regression.runs import check_version, parse_document, read_bytes
+from perf_tests.regression.runs import check_format, check_version, parse_document, read_bytes
 from perf_tests.regression.text import LONGEST, clean
 
 GENERATE = "test_generate"
@@ -140,6 +140,7 @@ def view_run(path: Path, name: str) -> RunView:
     document = _parse(read_bytes(path), path)
     commit = mapping(document.get("commit_info"))
     try:
+        check_format(document)
         measured = dict(_named(document["benchmarks"]))
     except Unreadable as problem:
         raise BadInputError(f"{clean(path)}: {clean(problem)}") from None

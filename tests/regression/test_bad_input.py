@@ -78,6 +78,12 @@ def test_another_schema_version(compare: Compare, base: Run, head: Run) -> None:
     refused(compare(base, head), "schema_version 1, and only 2 is read here", "head.json")
 
 
+@pytest.mark.parametrize("key", ["perf_counted", "perf_resumed"])
+def test_a_run_of_version_1_in_which_nothing_was_measured(compare: Compare, base: Run, head: Run, key: str) -> None:
+    head |= {"benchmarks": [], key: []}
+    refused(compare(base, head), f"{key}: schema_version 1, and only 2 is read here", "head.json")
+
+
 @pytest.mark.parametrize(
     ("key", "change"),
     [

@@ -123,6 +123,23 @@ def assert_half_tokens_agree(
 
 
 @contextmanager
+def full_precision() -> Iterator[None]:
+    """Float32 means float32 in the block, where a GPU may be allowed to round products and convolutions to TF32.
+
+    By hand: pytest would take these switches, which `torch.backends` computes, for attributes to delete.
+    """
+    switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [switch.allow_tf32 for switch in switches]
+    try:
+        for switch in switches:
+            switch.allow_tf32 = False
+        yield
+    finally:
+        for switch, allowed in zip(switches, before, strict=True):
+            switch.allow_tf32 = allowed
+
+
+@contextmanager
 def encoder_calls(model: torch.nn.Module) -> Iterator[list[int]]:
     """Yield a list that gets the batch size of each run of the encoder, watched without a hook on it.
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from .compare import assert_close, assert_half_close, assert_half_tokens_agree, assert_same
+from .compare import assert_close, assert_half_close, assert_half_tokens_agree, assert_same, full_precision
 from .tiny import EOS, NO_TIMESTAMPS, START, Pair, decoder_tokens, make_pair, mel_features
 
 pytestmark = [
@@ -26,11 +26,10 @@ TOLERANCE = 1e-3
 
 
 @pytest.fixture(autouse=True)
-def full_precision(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def clean_device() -> Iterator[None]:
     """Float32 means float32 here; and memory goes back after each test."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
-    yield
+    with full_precision():
+        yield
     gc.collect()
     torch.cuda.empty_cache()
 

@@ -199,7 +199,7 @@ def test_padded_prompts(options: dict[str, Any]) -> None:
 def host_syncs(model: torch.nn.Module, length: int, **options: Any) -> int:
     """How often one call makes the host wait for the device."""
     options |= {"max_new_tokens": length, "min_new_tokens": length, "force_unique_generate_call": True}
-    inputs = features()
+    inputs = features(dtype=model.dtype)
     model.generate(inputs, **options)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

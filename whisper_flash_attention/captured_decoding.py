@@ -34,6 +34,19 @@ what is decoded past the end is cut off."""
 SPAN_STEP = 64
 """Cached positions are attended to in multiples of this; each multiple is a graph of its own."""
 
+CAPTURED_DEVICE = "cuda"
+"""The type of device whose work is captured."""
+
+_capture_failed = threading.Event()
+
+
+def captures_on(device: torch.device) -> bool:
+    """Whether steps on a device can be captured: on CUDA, until a capture has failed in this process.
+
+    PyTorch (2.11) leaves its allocator as it was during the failed one, and the next one trips over that.
+    """
+    return device.type == CAPTURED_DEVICE and not _capture_failed.is_set()
+
 
 @contextmanager
 def on_decoding_stream(device: torch.device) -> Iterator[None]:
@@ -45,7 +58,7 @@ def on_decoding_stream(device: torch.device) -> Iterator[None]:
     Args:
         device: A CUDA device, with its index; on any other one nothing is done.
     """
-    if device.type != "cuda":
+    if device.type != CAPTURED_DEVICE:
         yield
         return
     stream, lock = _decoding_stream(device)
@@ -95,7 +108,7 @@ class GreedySession:
     Attributes:
         weights: The decoder. Another one of the same places may be put there.
         places: Where its numbers lie, which graphs hold.
-        captures: As above; False from the first step on that could not be captured.
+        captures: As above; False from the first step on behind a capture that failed, whosever.
         cache: Keys and values, filled by the caller up to the prompt.
         states: `(batch, frames, d)`, the encoder states, filled by the caller; None where cross keys and values are
             stored.
@@ -251,20 +264,16 @@ class GreedySession:
         self._stamps.latest.copy_(latest)
 
     def _advance(self, span: int) -> None:
+        self.captures = self.captures and captures_on(self.ids.device)
         if self.captures and span not in self._graphs:
-            try:
-                self._graphs[span] = self._capture(span)
-            except RuntimeError as error:  # a driver, or a kernel of it, that does not take part in a graph
-                self.captures = False
-                reason = (str(error).strip() or repr(error)).splitlines()[0]
-                warnings.warn(f"Decoding without a CUDA graph: {reason}", RuntimeWarning, stacklevel=2)
+            self._capture(span)
         if self.captures:
             self._graphs[span].replay()
         else:
             self.step(span)
 
-    def _capture(self, span: int) -> torch.cuda.CUDAGraph:
-        """Record `step` as a graph. Its state is put back after the warm-up that capture needs."""
+    def _capture(self, span: int) -> None:
+        """Record `step` as a graph, or nothing from now on. State is put back after the warm-up that capture needs."""
         state = (self._tokens, self._position, self._unfinished, self.ids, *self._stamps)
         saved = [tensor.clone() for tensor in state]
         self.step(span)
@@ -274,9 +283,21 @@ class GreedySession:
         pool = next(iter(self._graphs.values())).pool() if self._graphs else None
         # Not "global": other threads go on with their own work, and allocate for it.
         stream = torch.cuda.current_stream(self.ids.device)
-        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            self.step(span)
-        return graph
+        try:
+            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                self.step(span)
+        except RuntimeError as error:  # a driver, or a kernel of it, that does not take part in a graph
+            _capture_failed.set()
+            self.captures = False
+            reason = (str(error).strip() or repr(error)).splitlines()[0]
+            warnings.warn(
+                "CUDA graphs are off for the rest of this process, since a decoding step could not be captured "
+                f"({reason}); decoding goes on step by step.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        else:
+            self._graphs[span] = graph
 
     def _trimmed(self, start: int, length: int) -> int:
         """The length at which the last sequence ended, since decoding runs on between two looks at the flags."""

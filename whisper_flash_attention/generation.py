@@ -13,7 +13,7 @@ from transformers.models.whisper.generation_whisper import WhisperGenerationMixi
 from transformers.models.whisper.modeling_whisper import WhisperModel
 
 from . import cpu_library, decoding, kernels
-from .captured_decoding import GreedySession, on_decoding_stream
+from .captured_decoding import GreedySession, captures_on, on_decoding_stream
 from .choosing import TokenChooser
 from .encoding import DeferredEncoderOutputs
 from .generate_call import GenerateCall, NotHandledError, call_of, current_call
@@ -178,14 +178,15 @@ class FastGenerationMixin(WhisperGenerationMixin):  # type: ignore[misc]
             hides: Whether prompts are padded.
             captures: Whether the call can be captured; None is lent where it cannot or must not.
         """
-        if not (captures and self._captures and self.device.type == "cuda"):
+        device = weights.vocabulary.weight.device
+        if not (captures and self._captures and captures_on(device)):
             yield None
             return
         with _state_lock:
             pool = self._sessions = self._sessions or SessionPool()
         ends = (chooser.stopping.eos, chooser.pad, chooser.processor.timestamps)
         with (
-            on_decoding_stream(weights.vocabulary.weight.device),
+            on_decoding_stream(device),
             pool.lend(weights, shape, *ends, stores_cross=stores_cross, hides=hides) as session,
         ):
             yield session

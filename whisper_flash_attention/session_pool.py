@@ -55,7 +55,8 @@ class SessionPool:
             session = GreedySession(weights, *wanted, stores_cross=stores_cross, hides=hides, captures=True)
         yield session
         with self._lock:
-            self._idle.append(session)
+            # Where a capture has failed, nobody asks for a session again.
+            self._idle = [*self._idle, session] if session.captures else []
 
     def _let_go(self, weights: DecoderWeights) -> None:
         """Forget the sessions that have waited longest, until the rest hold no more than their share of memory."""

@@ -1,20 +1,13 @@
-"""The decoding loop itself: that it serves, its switches, and the step that a GPU captures."""
+"""The decoding loop itself: that it serves, and its switches."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from transformers import MaxTimeCriteria, StoppingCriteriaList
 
-from whisper_flash_attention.captured_decoding import GreedySession
-from whisper_flash_attention.choosing import TokenChooser
-from whisper_flash_attention.kv_cache import CacheShape
-from whisper_flash_attention.weights import DecoderWeights
-
 from .compare import OperationCounter, assert_half_tokens_agree, assert_same
-from .tiny import EOS, START, Pair, make_pair, mel_features
+from .tiny import START, Pair, make_pair, mel_features
 
 TOKENS = 40
 # One call, one window: without the last, a timestamp among the random tokens starts another window.
@@ -85,108 +78,6 @@ def test_unknown_cross_attention(pair: Pair) -> None:
     pair.flash.cross_attention = "both"  # type: ignore[assignment]
     with pytest.raises(ValueError, match='"auto", "stored" or "shared", not \'both\''):
         pair.flash.generate(mel_features(1), max_new_tokens=2)
-
-
-@contextmanager
-def uncaptured_sessions(model: Any, sessions: list[GreedySession]) -> Iterator[None]:
-    """Decode as on a GPU, with masked spans and the flags on the device, but without capturing the step."""
-
-    @contextmanager
-    def lend(
-        weights: DecoderWeights, shape: CacheShape, chooser: TokenChooser, *, captures: bool, **kind: bool
-    ) -> Iterator[GreedySession | None]:
-        if not captures:
-            yield None
-            return
-        ends = (chooser.stopping.eos, chooser.pad, chooser.processor.timestamps)
-        fits = sessions and sessions[-1].places == weights.places() and sessions[-1].serves(shape, *ends, **kind)
-        if not fits:
-            sessions.append(GreedySession(weights, shape, *ends, **kind, captures=False))
-        yield sessions[-1]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model, "greedy_session", lend)
-        yield
-
-
-@pytest.mark.parametrize("cross_attention", ["stored", "shared"])
-@pytest.mark.parametrize("batch", [1, 3])
-def test_captured_step(batch: int, cross_attention: Any, pair: Pair) -> None:
-    """The same session serves call after call, each with other audio."""
-    pair.flash.cross_attention = cross_attention
-    sessions: list[GreedySession] = []
-    for seed in range(3):
-        features = mel_features(batch, seed=seed)
-        with uncaptured_sessions(pair.flash, sessions):
-            captured = pair.flash.generate(features, **FORCED)
-        assert_same(captured, pair.original.generate(features, **FORCED))
-    assert len(sessions) == 1
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_captured_step_stops_where_the_last_sequence_ends(seed: int, pair: Pair) -> None:
-    """Also between two looks at the flags, and each sequence is padded from its own end on."""
-    for model in pair:
-        model.generation_config.suppress_tokens = None
-    features = mel_features(4, seed=seed)
-    options = {"max_new_tokens": TOKENS, "force_unique_generate_call": True}
-    plain = pair.original.generate(features, **options)
-    # Whatever the model says often becomes the end, so that sequences end at different steps.
-    frequent = int(plain[plain != EOS].mode().values)
-    for model in pair:
-        model.generation_config.eos_token_id = [EOS, frequent]
-    expected = pair.original.generate(features, **options)
-    with uncaptured_sessions(pair.flash, []):
-        assert_same(pair.flash.generate(features, **options), expected)
-
-
-def test_session_is_left_when_weights_move(pair: Pair) -> None:
-    sessions: list[GreedySession] = []
-    with uncaptured_sessions(pair.flash, sessions):
-        pair.flash.generate(mel_features(1), **FORCED)
-        pair.flash.double().float()
-        pair.flash.generate(mel_features(1), **FORCED)
-    assert len(sessions) == 2
-
-
-def test_a_session_forgets_the_call_before(pair: Pair) -> None:
-    """Its forbidden tokens, and the NaNs of a broken recording."""
-    features = mel_features(1)
-    expected = pair.original.generate(features, suppress_tokens=None, begin_suppress_tokens=None, max_new_tokens=9)
-    sessions: list[GreedySession] = []
-    with uncaptured_sessions(pair.flash, sessions):
-        every = list(range(200))
-        pair.flash.generate(features * torch.nan, suppress_tokens=every, begin_suppress_tokens=None, max_new_tokens=9)
-        outputs = pair.flash.generate(features, suppress_tokens=None, begin_suppress_tokens=None, max_new_tokens=9)
-    assert len(sessions) == 1
-    assert_same(outputs, expected)
-
-
-def test_a_session_made_in_inference_mode_serves_outside(pair: Pair) -> None:
-    sessions: list[GreedySession] = []
-    with uncaptured_sessions(pair.flash, sessions):
-        with torch.inference_mode():
-            pair.flash.generate(mel_features(1), **FORCED)
-        outputs = pair.flash.generate(mel_features(1), **FORCED)
-    assert len(sessions) == 1
-    assert_same(outputs, pair.original.generate(mel_features(1), **FORCED))
-
-
-def test_a_step_that_cannot_be_captured_runs_as_it_is(monkeypatch: pytest.MonkeyPatch, pair: Pair) -> None:
-    def fail(self: GreedySession, span: int) -> None:
-        raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nCompile with TORCH_USE_…")
-
-    expected = pair.original.generate(mel_features(2), **FORCED)
-    sessions: list[GreedySession] = []
-    monkeypatch.setattr(GreedySession, "_capture", fail)
-    with uncaptured_sessions(pair.flash, sessions):
-        pair.flash.generate(mel_features(2), **FORCED)
-        sessions[0].captures = True
-        with pytest.warns(RuntimeWarning, match="without a CUDA graph: CUDA error: operation not permitted when"):
-            assert_same(pair.flash.generate(mel_features(2), **FORCED), expected)
-        assert_same(pair.flash.generate(mel_features(2), **FORCED), expected)
-    assert len(sessions) == 1
-    assert pair.flash.attention_backend["step"].startswith("eager")
 
 
 def test_criteria_that_the_loop_does_not_know(pair: Pair) -> None:

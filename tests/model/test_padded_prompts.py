@@ -7,7 +7,7 @@ import torch
 from transformers.utils import ModelOutput
 
 from .compare import OperationCounter, assert_half_close, assert_same
-from .test_fast_decoding import uncaptured_sessions
+from .cuda_stand_in import cpu_as_cuda
 from .tiny import EOS, NO_TIMESTAMPS, START, START_OF_PREVIOUS, Pair, make_pair, mel_features
 
 PADDED = torch.tensor(
@@ -76,13 +76,12 @@ def test_own_loop_serves(beams: int, pair: Pair) -> None:
 @pytest.mark.parametrize("options", [{}, {"return_timestamps": True}], ids=str)
 def test_captured_step(options: dict[str, Any], pair: Pair) -> None:
     """One session hides other padding in the next call; without any, another serves."""
-    sessions: list[Any] = []
-    for prompts in (PADDED, PADDED.flip(0), PADDED[1:2].expand(3, -1)):
-        inputs = {"decoder_input_ids": prompts, "decoder_attention_mask": prompts != EOS}
-        with uncaptured_sessions(pair.flash, sessions):
+    with cpu_as_cuda() as device:
+        for prompts in (PADDED, PADDED.flip(0), PADDED[1:2].expand(3, -1)):
+            inputs = {"decoder_input_ids": prompts, "decoder_attention_mask": prompts != EOS}
             tokens = pair.flash.generate(mel_features(3), **inputs, **FORCED, **options)
-        assert_same(tokens, pair.original.generate(mel_features(3), **inputs, **FORCED, **options))
-    assert len(sessions) == 2
+            assert_same(tokens, pair.original.generate(mel_features(3), **inputs, **FORCED, **options))
+    assert len(device.graphs) == 2
 
 
 def test_half_precision(half: torch.dtype) -> None:

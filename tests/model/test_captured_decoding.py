@@ -93,7 +93,7 @@ def test_a_session_forgets_the_call_before(pair: Pair) -> None:
     options = {"begin_suppress_tokens": None, "max_new_tokens": 9}
     expected = pair.original.generate(features, suppress_tokens=None, **options)
     with cpu_as_cuda() as device:
-        pair.flash.generate(features * torch.nan, suppress_tokens=list(range(200)), **options)
+        pair.flash.generate(features * torch.nan, suppress_tokens=list(range(0, 200, 2)), **options)
         outputs = pair.flash.generate(features, suppress_tokens=None, **options)
     assert len(device.graphs) == 1
     assert_same(outputs, expected)
@@ -147,9 +147,10 @@ def test_an_error_of_the_step_itself_is_no_failed_capture(pair: Pair, monkeypatc
 
     expected = pair.original.generate(mel_features(1), **FORCED)
     with cpu_as_cuda() as device:
-        with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
+        with monkeypatch.context() as patch:
             patch.setattr(GreedySession, "step", fail)
-            pair.flash.generate(mel_features(1), **FORCED)
+            with pytest.raises(torch.OutOfMemoryError):
+                pair.flash.generate(mel_features(1), **FORCED)
         assert_same(pair.flash.generate(mel_features(1), **FORCED), expected)
     assert len(device.graphs) == 1
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import kernels
 from .kv_cache import CrossBuffer, WhisperKVCache
-from .weights import DecoderWeights, LayerWeights, Norm, Projection
+from .weights import DecoderWeights, HeadProjections, LayerWeights, Norm, Projection
 
 
 def project_cross(weights: DecoderWeights, cross_buffer: CrossBuffer, states: Tensor, first: int) -> None:
@@ -35,7 +35,23 @@ def project_cross(weights: DecoderWeights, cross_buffer: CrossBuffer, states: Te
                 torch.mm(layer.cross_k.weight, audio.t(), out=target.view(-1, audio.shape[0]))
         else:
             _put(keys_t[rows].permute(0, 3, 1, 2), states, layer.cross_k)
-        _put(values[rows].transpose(1, 2), states, layer.cross_v)
+        if in_place and states.is_cuda:
+            for audio, target in zip(states, values[rows], strict=True):
+                project_by_head(target, audio, layer.cross_heads)
+        else:
+            _put(values[rows].transpose(1, 2), states, layer.cross_v)
+
+
+def project_by_head(target: Tensor, states: Tensor, heads: HeadProjections) -> None:
+    """Project the states of one audio, `(frames, d)`, to its values, `(heads, frames, head_dim)`, where they are kept.
+
+    As many kernels as a projection and a copy into that order, and no memory beside it.
+    """
+    states = states.expand(len(target), -1, -1)
+    if heads.values_bias is None:
+        torch.bmm(states, heads.values_t, out=target)
+    else:
+        torch.baddbmm(heads.values_bias, states, heads.values_t, out=target)
 
 
 def _put(target: Tensor, states: Tensor, projection: Projection) -> None:

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
+from . import encoder_pass
 from .decode_step import project_cross
 from .generate_call import NotHandledError, call_of
 from .kv_cache import CacheShape, CrossBuffer
@@ -56,7 +57,8 @@ def encode(
     cross_buffer = None if session is None else session.cache.cross_buffer
     held = None if session is None else session.states
     kept: list[Tensor] = []
-    for row, part in _encoded_parts(model, outputs, features, shape):
+    scratch = None if cross_buffer is None else cross_buffer.memory
+    for row, part in _encoded_parts(model, outputs, features, shape, scratch):
         if held is not None:
             held[row : row + len(part)] = part
             continue
@@ -78,8 +80,11 @@ def _encoded_parts(
     outputs: BaseModelOutput,
     features: Tensor | None,
     shape: CacheShape,
+    scratch: Tensor | None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Go through the encoder states of a batch, a few audios at a time, encoding what is not at hand.
+
+    Where all are encoded at once, that is done in `scratch`, `(n,)`, if there is any.
 
     Yields:
         The row of the first audio, and the states `(audios, frames, d)`.
@@ -94,12 +99,14 @@ def _encoded_parts(
     if states is not None and states.shape[:2] != (shape.audios, shape.frames):
         raise NotHandledError("encoder states of another shape")
     rows = ENCODER_ROWS.get(model.device.type, 1)
+    if shape.audios > rows:  # the first are stored before the last are encoded
+        scratch = None
     encoded = []
     for row in range(0, shape.audios, rows):
         if states is not None:
             yield row, states[row : row + rows]
             continue
-        part = model.model.encoder(features[row : row + rows])[0]  # type: ignore[index]
+        part = _states_of(model.model.encoder, features[row : row + rows], scratch)  # type: ignore[index]
         if call is not None and call.keeps_states:
             encoded.append(part)
         yield row, part
@@ -107,3 +114,9 @@ def _encoded_parts(
         call.features, call.states = None, None
         if call.keeps_states:
             call.features, call.states = features, states if states is not None else torch.cat(encoded)
+
+
+def _states_of(encoder: nn.Module, features: Tensor, scratch: Tensor | None) -> Tensor:
+    if scratch is not None and encoder_pass.serves(encoder, features, scratch):
+        return encoder_pass.run_encoder(encoder, features, scratch)
+    return encoder(features)[0]  # type: ignore[no-any-return]

@@ -157,6 +157,8 @@ class InPlaceCache(EncoderDecoderCache):  # type: ignore[misc]
 class CrossBuffer(NamedTuple):
     """The cross-attention's keys and values, each in the order in which the products with one query read it.
 
+    They are one piece of memory, so that something else can use it as long as there is nothing to store.
+
     Attributes:
         keys_t: `(layers, audios, heads, head_dim, frames)`.
         values: `(layers, audios, heads, frames, head_dim)`.
@@ -169,10 +171,13 @@ class CrossBuffer(NamedTuple):
     def empty(cls, shape: CacheShape, dtype: torch.dtype, device: torch.device) -> Self:
         """Make room for them."""
         outer = (shape.layers, shape.audios, shape.heads)
-        return cls(
-            torch.empty(*outer, shape.head_dim, shape.frames, dtype=dtype, device=device),
-            torch.empty(*outer, shape.frames, shape.head_dim, dtype=dtype, device=device),
-        )
+        keys_t, values = torch.empty(2, *outer, shape.head_dim, shape.frames, dtype=dtype, device=device).unbind()
+        return cls(keys_t, values.view(*outer, shape.frames, shape.head_dim))
+
+    @property
+    def memory(self) -> Tensor:
+        """What both are stored in, flat."""
+        return self.keys_t.as_strided((self.keys_t.numel() + self.values.numel(),), (1,))
 
     @property
     def nbytes(self) -> int:

@@ -174,19 +174,28 @@ def is_plain_decoder(decoder: WhisperDecoder, projection: nn.Module) -> bool:
     for index, layer in enumerate(decoder.layers):
         if type(layer) is not WhisperDecoderLayer or not kernels.is_exact_gelu(layer.activation_fn):
             return False
-        if not all(_is_plain_attention(each, index, heads) for each in (layer.self_attn, layer.encoder_attn)):
+        if not all(is_plain_attention(each, index, heads) for each in (layer.self_attn, layer.encoder_attn)):
             return False
     modules = decoder_modules(decoder, projection)
-    if not kernels.is_plain(*modules):
-        return False
+    return kernels.is_plain(*modules) and are_alike(modules)
+
+
+def are_alike(modules: list[nn.Module]) -> bool:
+    """Whether the parameters of modules, those of their children left out, have one dtype and are on one device."""
     kinds = {
         (parameter.dtype, parameter.device) for module in modules for parameter in module.parameters(recurse=False)
     }
     return len(kinds) == 1
 
 
-def _is_plain_attention(attention: nn.Module, layer: int, heads: int) -> bool:
-    """Whether an attention is what its place in the decoder says, by its settings too, which anybody may change."""
+def is_plain_attention(attention: nn.Module, layer: int | None, heads: int) -> bool:
+    """Whether an attention is what its place in the model says, by its settings too, which anybody may change.
+
+    Args:
+        attention: The attention.
+        layer: Of the decoder; None in the encoder.
+        heads: As many as it has there.
+    """
     return (
         type(attention) is WhisperFlashAttention
         and attention.layer_idx == layer

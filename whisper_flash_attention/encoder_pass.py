@@ -2,8 +2,8 @@
 
 The buffers of captured decoding outlive a call, so they are there while the encoder runs, whose activations would set
 the peak beside them. But what the cross-attention's keys and values will fill is free until they are projected: the
-hidden states, queries, keys, values and the feed-forward part live there. Of the size of the encoder states, u numbers,
-there is then one tensor at a time beside it, where the modules have 12.
+hidden states, queries, keys, values and the feed-forward part live there. Beside them there is one tensor at a time of
+the size of the encoder states, where the modules need 12 times as much (`tests/model/fake_cuda_cases.py` has the sums).
 
 The residual stream is updated in place and contiguous. (The modules' has the strides of the convolutions' output, for
 which each layer norm makes a copy of it.) A layer in float16 is 13 kernels, where the modules launch 15.
@@ -26,19 +26,19 @@ as the encoder states, are smaller than these."""
 
 
 def serves(encoder: WhisperEncoder, features: Tensor, memory: Tensor) -> bool:
-    """Whether `run_encoder` computes what calling the encoder, in evaluation mode, would: stock layers, mere weights.
+    """Whether `run_encoder` computes what calling the encoder would: stock layers, and nothing but their weights.
 
     Args:
-        encoder: The encoder.
+        encoder: Of a model that `decoding.can_decode` takes: in evaluation mode, without hooks.
         features: Its input.
         memory: To be lent.
     """
     if type(encoder) is not WhisperEncoder or torch.is_grad_enabled() or not kernels.is_plain_call(features):
         return False
-    config, places = encoder.config, encoder.embed_positions
+    config, places, positions = encoder.config, encoder.embed_positions, encoder.config.max_source_positions
     if config._attn_implementation not in {None, "sdpa", ATTENTION_NAME}:
         return False
-    if features.dim() != 3 or features.shape[2] != 2 * config.max_source_positions:
+    if features.dim() != 3 or features.shape[2] != 2 * positions or places.num_embeddings != positions:
         return False
     if not (_convolves(encoder.conv1, 1) and _convolves(encoder.conv2, 2)):
         return False

@@ -5,12 +5,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
-def test_fake_cuda() -> None:
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="where devices are registered is known of Linux alone")
+
+
+@pytest.mark.parametrize("cases", ["not memory", pytest.param("memory", marks=pytest.mark.slow)])
+def test_fake_cuda(cases: str) -> None:
+    options = ["-q", "-p", "no:cacheprovider", "-k", cases]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "tests/model/fake_cuda_cases.py", "-q", "-p", "no:cacheprovider"],
+        [sys.executable, "-m", "pytest", "tests/model/fake_cuda_cases.py", *options],
         cwd=ROOT,
         # A device that is there stays out of it.
         env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},

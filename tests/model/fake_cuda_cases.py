@@ -250,9 +250,8 @@ def test_step(cell: Cell, watch: Watch) -> None:
     flash = Flash(cell)
     config = flash.model.config
     with flash.lend() as session:
-        states = flash.encode(session, features_of(cell))
-        assert (states is None) == (cell == BASE)
-        flash.read_prompt(session, states, prompt_of(cell))
+        assert (session.states is None) == (cell == BASE)
+        flash.read_prompt(session, session.states, prompt_of(cell))
         kernels = []
         for span in spans(session):
             watch.begin()

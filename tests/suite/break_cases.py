@@ -45,7 +45,7 @@ if "nan" in BREAK:
 
 generate = Subject.generate
 if "tokens" in BREAK:
-    Subject.generate = lambda self: generate(self) + (self.implementation == "flash")
+    Subject.generate = lambda self, **other: generate(self, **other) + (self.implementation == "flash")
 
 held: list[weakref.ref[torch.Tensor]] = []
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from perf_tests import locks, saving
-from perf_tests.journal import Journal
+from perf_tests.journal import Context, Journal
 from perf_tests.measure.out_of_memory import describe_out_of_memory
 from perf_tests.options import whole_number
 from perf_tests.plan import BadInputError
@@ -113,7 +113,7 @@ def test_a_disk_that_runs_full_costs_nothing_earlier(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_no_half_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    journal = Journal(tmp_path / "journal_1.jsonl", CASES, {})
+    journal = Journal(tmp_path / "journal_1.jsonl", CASES, {}, Context())
     whole = journal.path.read_bytes()
 
     def full(descriptor: int) -> None:

@@ -248,7 +248,7 @@ def make_entry(state: dict[str, Any], name: str = "case") -> Entry:
         "parity": {"tokens_equal": True, "max_abs_error": 0.0, "bound": 1.0},
     }
     bench = {"group": "cell", "stats": {"rounds": 2, "median": 1.0}, "extra_info": info}
-    return Entry(f"test_generate[{name}]", "passed", None, bench | {"params": {"setting": "single"}})
+    return Entry(f"test_generate[{name}]", "passed", None, bench | {"params": {"setting": "single"}}, 0)
 
 
 CALM = {"foreign_cpu_cores": 0.0, "rounds": {"foreign_cpu_cores": [0.0, 0.1, 0.02]}, "gpu": None}

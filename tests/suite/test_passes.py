@@ -50,7 +50,7 @@ def tokens_of(mini_cell: Cell, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     monkeypatch.setattr(Subject, "generate", generate)
     probes = Probes(nvidia_driver=lambda: True, cuda_devices=lambda: 1, cpu_computes=lambda dtype: True)
-    plan = make_plan(Options(device="cuda", dtype="float32", rounds=str(ROUNDS)), probes)
+    plan = make_plan(Options(device="cuda", dtype="float32"), probes)._replace(rounds={mini_cell.setting: ROUNDS})
     speech = Speech([np.zeros(16000, dtype=np.float32)] * 2, "synthetic")
     workspace = Workspace(mini_cell, plan, speech, Place(torch.device("cpu"), torch.float32))
     progress = Progress(SimpleNamespace(pluginmanager=SimpleNamespace(get_plugin=lambda name: None)))

@@ -9,35 +9,42 @@ from .works import WORKS
 
 
 class Speed(NamedTuple):
-    """What a CPU does: operations and bytes per second, and the seconds of a call that computes next to nothing."""
+    """What a CPU does in a second: operations of products of many rows, and bytes of memory.
+
+    ``row_bytes`` and ``rows_bytes`` are those of a weight that is multiplied by one row, and by four. ``call_seconds``
+    is what a call takes that computes next to nothing.
+    """
 
     flops: float
     bytes: float
+    row_bytes: float
+    rows_bytes: float
     call_seconds: float
 
 
 # A 2-core AMD Zen 5.
-TYPICAL_CPU = Speed(flops=150e9, bytes=14e9, call_seconds=2.5e-6)
+TYPICAL_CPU = Speed(flops=150e9, bytes=40e9, row_bytes=14e9, rows_bytes=6e9, call_seconds=2.5e-6)
 # An H200: what matters there is how fast its host launches kernels. Fitted to 11 cells of `single` in float16, whose
 # rounds they tell within a quarter; what each row of a batch adds, to one cell of `batched`.
 GPU_FLOPS, GPU_BYTES_PER_SECOND = 150e12, 2e12
 GPU_TOKEN_SECONDS, GPU_LAYER_SECONDS, GPU_ENCODER_LAYER_SECONDS, GPU_ROW_SECONDS = 1.25e-3, 0.71e-3, 5.9e-3, 0.12e-3
 # The other implementations' rounds, as parts of the original's.
-FLASH_SHARE = {"cpu": 0.6, "cuda": 0.2}
-EAGER_SHARE = {"cpu": 1.4, "cuda": 1.2}
-YARDSTICK_SHARE = 0.7
+FLASH_SHARE = {"cpu": 0.57, "cuda": 0.2}
+EAGER_SHARE = {"cpu": 1.2, "cuda": 1.2}
+YARDSTICK_SHARE = 0.5
 # How many times its floor a component takes, and what a call takes at least.
 ABOVE_FLOOR, CALL_SECONDS = 2.5, 1e-3
 BUILD_PARAMETERS_PER_SECOND = 100e6
 # Of one case, beside the rounds that are timed: for memory, parity, counters and as warm-up.
 UNTIMED_ROUNDS = {"cpu": 2.5, "cuda": 4.0}
+UNTIMED_SECONDS = 1.0
 COMPONENT_UNTIMED_ROUNDS = 9
 # That the speed-up of a flash case takes to be known precisely enough.
 TYPICAL_PAIRS = 36
-# Calls that a token takes per layer, all told; and such passes over the tokens that only dispatch: before the memory is
-# measured, with a profiler that watches, and for the counters.
-CALLS_PER_LAYER = 100
-HOLLOW_PASSES = 3
+# What a token takes per layer beside the weights, in calls that compute next to nothing, and what it takes in both
+# passes that only dispatch, before the memory is measured and for the counters. Two cores of an AMD EPYC (Zen 1).
+CALLS_PER_LAYER = 420
+HOLLOW_CALLS_PER_LAYER = 2500
 # Where nothing is timed, on a GPU: for the memory two rounds, for the counters three.
 COUNTED_ROUNDS_GPU = 5
 
@@ -60,15 +67,12 @@ def round_seconds(case: Case, on_cuda: bool, speed: Speed) -> float:
         original = encoder / GPU_FLOPS + dims.encoder_layers * GPU_ENCODER_LAYER_SECONDS + tokens * token
     else:
         weights = case.decoder_layers * (8 * width**2 + 2 * width * dims.ffn) + dims.vocab_size * width
-        token = max(4 * weights / speed.bytes, 2 * setting.batch_size * weights / speed.flops)
-        original = encoder / speed.flops + tokens * (token + _dispatch_seconds(case, speed))
+        read = 4 * weights / (speed.row_bytes if setting.batch_size == 1 else speed.rows_bytes)
+        token = max(read, 2 * setting.batch_size * weights / speed.flops)
+        calls = CALLS_PER_LAYER * (2 + case.decoder_layers)
+        original = encoder / speed.flops + tokens * (token + calls * speed.call_seconds)
     shares = {"flash": FLASH_SHARE, "eager": EAGER_SHARE}.get(case.implementation)
     return original * (shares["cuda" if on_cuda else "cpu"] if shares else 1.0)
-
-
-def _dispatch_seconds(case: Case, speed: Speed) -> float:
-    """What PyTorch and Python take for a token on a CPU, beside what is computed."""
-    return (2 + case.decoder_layers) * CALLS_PER_LAYER * speed.call_seconds
 
 
 def _component_seconds(case: Case, on_cuda: bool, speed: Speed) -> float:
@@ -95,7 +99,8 @@ def _case_seconds(case: Case, plan: Plan, speed: Speed) -> float:
     build = parameters / BUILD_PARAMETERS_PER_SECOND
     hollow = 0.0
     if plan.counts_hollow(case.setting):
-        hollow = HOLLOW_PASSES * SETTINGS[case.setting].new_tokens * _dispatch_seconds(case, speed)
+        calls = HOLLOW_CALLS_PER_LAYER * (2 + case.decoder_layers) * SETTINGS[case.setting].new_tokens
+        hollow = calls * speed.call_seconds * (0.4 if case.implementation == "flash" else 1.0)
     if plan.counters_only:
         rounds = COUNTED_ROUNDS_GPU if plan.on_cuda else int(plan.computes(case.setting))
         return hollow + rounds * own + (build if rounds else 0.0)
@@ -106,6 +111,6 @@ def _case_seconds(case: Case, plan: Plan, speed: Speed) -> float:
         beside = control * (1 + YARDSTICK_SHARE * plan.uses_yardstick(case.setting))
         pairs, aim = plan.rounds_of(case.setting) + 1.0, plan.aim_of(case.setting)
         if aim is not None:
-            pairs = max(aim.least, min(TYPICAL_PAIRS, aim.budget_seconds / (own + beside)))
+            pairs = max(aim.least + 1, min(TYPICAL_PAIRS, aim.budget_seconds / (own + beside)))
         timed = pairs * (own + beside)
-    return build + hollow + untimed + timed
+    return UNTIMED_SECONDS + build + hollow + untimed + timed

@@ -65,14 +65,15 @@ def look_at_speed(dtype: torch.dtype) -> Speed:
     """How fast this machine's CPU is, in a few tenths of a second: for a forecast, not for a limit."""
     place = Place(torch.device("cpu"), dtype)
     x, weight, norm = torch.ones(1500, 384, dtype=dtype), torch.ones(1536, 384, dtype=dtype), torch.ones(1, 384)
-    numbers = torch.ones(BUFFER_BYTES // 16)
+    large = torch.ones(BUFFER_BYTES // 4096, 384, dtype=dtype)
     ways = (
         Way("product", 2.0 * 1500 * 384 * 1536, partial(F.linear, x, weight)),
-        Way("sum", numbers.nbytes, numbers.sum),
+        Way("sum", large.nbytes, large.sum),
+        *(Way(f"{rows} rows", large.nbytes, partial(F.linear, x[:rows], large)) for rows in (1, 4)),
         Way("layer norms", 100, lambda: [F.layer_norm(norm, (384,)) for _ in range(100)]),
     )
-    flops, moved, calls = (_rate(way, place, LOOK_SECONDS) for way in ways)
-    return Speed(flops, moved, 1 / calls)
+    flops, moved, row, rows, calls = (_rate(way, place, LOOK_SECONDS) for way in ways)
+    return Speed(flops, moved, row, rows, 1 / calls)
 
 
 def _dtypes(place: Place) -> list[torch.dtype]:

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from whisper_flash_attention import encoder_pass
+
 from .compare import assert_close, assert_half_close, assert_half_tokens_agree, assert_same, full_precision
-from .tiny import EOS, NO_TIMESTAMPS, START, Pair, decoder_tokens, make_pair, mel_features
+from .tiny import EOS, NO_TIMESTAMPS, SOURCE_POSITIONS, START, Pair, decoder_tokens, make_pair, mel_features
 
 pytestmark = [
     pytest.mark.cuda,
@@ -71,6 +73,21 @@ def test_head_sizes(width: int) -> None:
     with torch.no_grad():
         original, flash = (model(features(), decoder_input_ids=decoder_tokens(2, 5).cuda()).logits for model in pair)
     assert_close(flash, original, TOLERANCE)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@torch.no_grad()
+def test_encoder_in_lent_memory(dtype: torch.dtype) -> None:
+    """As captured decoding runs it, where the keys and values of one audio will lie."""
+    pair, inputs = gpu_pair(dtype), features(1, dtype)
+    encoder = pair.flash.model.encoder
+    lent = torch.full((8 * SOURCE_POSITIONS * 64,), torch.nan, dtype=dtype, device="cuda")
+    assert encoder_pass.serves(encoder, inputs, lent)
+    states, original = encoder_pass.run_encoder(encoder, inputs, lent), pair.original.model.encoder(inputs)[0]
+    if dtype == torch.float32:
+        assert_close(states, original, TOLERANCE)
+    else:
+        assert_half_close(states, original, gpu_pair().original.model.encoder(inputs.float())[0])
 
 
 def test_gradients() -> None:
@@ -229,6 +246,25 @@ def test_repeated_calls_keep_memory() -> None:
         flash.generate(features(4), max_new_tokens=30)
     torch.cuda.synchronize()
     assert torch.cuda.memory_allocated() <= before
+
+
+@pytest.mark.parametrize("layers", [2, 6])
+def test_a_call_takes_no_more_memory_than_the_originals(layers: int) -> None:
+    """Of one window of audio, at tiny.en's width, in the second call, which finds the buffers of the first."""
+    attention = dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 6)
+    sizes = {"d_model": 384, "encoder_ffn_dim": 1536, "decoder_ffn_dim": 1536, "max_source_positions": 1500}
+    pair = gpu_pair(torch.float16, encoder_layers=4, decoder_layers=layers, **attention, **sizes)
+    inputs, peaks = features(1, torch.float16, frames=3000), []
+    for model in pair:
+        gc.collect()
+        torch._C._cuda_clearCublasWorkspaces()
+        before = torch.cuda.memory_allocated()
+        model.generate(inputs, min_new_tokens=25, max_new_tokens=25)
+        torch.cuda.reset_peak_memory_stats()
+        model.generate(inputs, min_new_tokens=25, max_new_tokens=25)
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+    original, flash = peaks
+    assert flash <= original
 
 
 def test_memory_is_freed_with_the_model() -> None:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from .cases import CHECKPOINTS, ENCODER_POSITIONS, SETTINGS, Case
 from .floors import floor_of, phases_of
 from .plan import Plan
-from .works import WORKS
+from .works import WORKS, function_of
 
 
 class Speed(NamedTuple):
@@ -49,9 +49,9 @@ HOLLOW_CALLS_PER_LAYER = 2500
 COUNTED_ROUNDS_GPU = 5
 
 
-def estimate_seconds(plan: Plan, speed: Speed) -> float:
-    """Seconds for all cases of ``plan`` on a CPU of this ``speed``, or on a GPU."""
-    return sum(_case_seconds(case, plan, speed) for case in plan.cases)
+def forecast(plan: Plan, speed: Speed) -> dict[str, float]:
+    """Seconds for each case of ``plan``, by its item's name, on a CPU of this ``speed`` or on a GPU."""
+    return {f"{function_of(case)}[{case.id}]": _case_seconds(case, plan, speed) for case in plan.cases}
 
 
 def round_seconds(case: Case, on_cuda: bool, speed: Speed) -> float:

@@ -12,8 +12,8 @@ import pytest
 
 from .audio import Speech
 from .cases import GENERATE
-from .estimate import TYPICAL_CPU, Speed, estimate_seconds
-from .journal import JOURNAL, Entry
+from .estimate import TYPICAL_CPU, Speed, forecast
+from .journal import JOURNAL, Entry, Journal
 from .machine import find_xformers, version_of
 from .options import PLAN, is_perf_item, make_plan_of
 from .plan import SYNTHETIC, BadInputError, Plan
@@ -24,6 +24,8 @@ from .works import ACCURACY, COMPONENTS, function_of
 PROGRESS = pytest.StashKey[Progress]()
 SPEECH = pytest.StashKey[Speech]()
 START = pytest.StashKey[float]()
+# What each case is expected to take, by its item's name.
+FORECAST = pytest.StashKey[dict[str, float]]()
 COLLECTED_ONLY = pytest.StashKey[bool]()
 
 
@@ -36,7 +38,10 @@ def pytest_report_collectionfinish(config: pytest.Config, items: Sequence[pytest
     reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
     if count == len(items) and reporter is not None and config.get_verbosity() == 0:
         reporter.showfspath = False  # each case has a line of its own: no file name before it
-    return header(config.stash[PLAN], config.stash[SPEECH], count)
+    plan = config.stash[PLAN]
+    expected = config.stash[FORECAST] = forecast(plan, _speed(plan))
+    seconds = sum(expected.get(item.name, 0.0) for item in items)
+    return header(plan, config.stash[SPEECH], count, seconds)
 
 
 def _speed(plan: Plan) -> Speed:
@@ -50,15 +55,14 @@ def _speed(plan: Plan) -> Speed:
     return look_at_speed(getattr(torch, plan.dtype))
 
 
-def header(plan: Plan, speech: Speech, count: int) -> list[str]:
-    """The header's lines; the estimate is for ``count`` of the plan's cases."""
+def header(plan: Plan, speech: Speech, count: int, seconds: float) -> list[str]:
+    """The header's lines, for ``count`` of the plan's cases, which may take so many seconds."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     where = describe_cpu(cores) if not plan.on_cuda else "GPU"
     versions = ", ".join(f"{name} {version_of(name) or 'missing'}" for name in ("torch", "transformers"))
     audio = f"{speech.name} audio" if speech.name == SYNTHETIC else f"audio of {speech.name}"
     if speech.fallback_reason:
         audio += f" ({speech.fallback_reason})"
-    seconds = estimate_seconds(plan, _speed(plan)) * count / len(plan.cases)
     counting = ", counted and not timed" if plan.counters_only else ""
     depth = ", full-depth rows only" if plan.weights == "pretrained" else ""
     xformers = find_xformers(plan.device)
@@ -96,12 +100,13 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     progress.start(_case_id(item.name))
     handled = yield
     progress.finish()
-    done, total = len(journal.entries), len(journal.selected)
-    left = (time.monotonic() - start) / (done - journal.done_before) * (total - done)
-    end = f", {format_duration(left)} left" if done < total else ""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if reporter is not None and config.get_verbosity() >= 0:
         entry = journal.entries[item.name]
+        done, total, end = len(journal.entries), len(journal.selected), ""
+        if done < total:
+            left = _left(config.stash[FORECAST], journal, time.monotonic() - start)
+            end = f", {format_duration(left)} left"
         width = len(str(total))
         reporter.ensure_newline()
         reporter.write_line(
@@ -111,6 +116,13 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         )
         reporter.flush()  # a log that is a pipe would otherwise show nothing for minutes
     return handled
+
+
+def _left(expected: dict[str, float], journal: Journal, spent: float) -> float:
+    """Seconds for the cases to come, if they take as much more or less than expected as this session's have."""
+    session = len(journal.earlier)
+    done = sum(expected[name] for name, entry in journal.entries.items() if entry.session == session)
+    return spent / done * sum(expected[name] for name in journal.selected if name not in journal.entries)
 
 
 @pytest.hookimpl(tryfirst=True)

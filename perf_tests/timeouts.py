@@ -10,7 +10,7 @@ from collections.abc import Generator
 
 import pytest
 
-from .estimate import TYPICAL_CPU, estimate_seconds
+from .estimate import TYPICAL_CPU, forecast
 from .journal import JOURNAL
 from .options import PLAN, is_perf_item, whole_number
 from .plan import BadInputError
@@ -44,8 +44,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         raise pytest.UsageError(str(error)) from None
     # pytest-timeout's own option, of which 0 means no limit. Without pytest-timeout the watchdog alone is left.
     general = config.getoption("timeout", None) if chosen is None else None
+    expected = forecast(config.stash[PLAN], TYPICAL_CPU)
     for item in filter(is_perf_item, items):
-        seconds = next((limit for limit in (chosen, general) if limit is not None), _default(config, item))
+        default = max(LEAST_SECONDS, TIMES_THE_ESTIMATE * expected.get(item.name, 0.0))
+        seconds = next((limit for limit in (chosen, general) if limit is not None), default)
         if seconds:
             item.stash[SECONDS] = seconds
         if general is None and config.pluginmanager.hasplugin("timeout"):
@@ -64,10 +66,3 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         return (yield)
     finally:
         faulthandler.cancel_dump_traceback_later()
-
-
-def _default(config: pytest.Config, item: pytest.Item) -> float:
-    plan = config.stash[PLAN]
-    name = item.name.partition("[")[2].removesuffix("]")
-    alone = plan._replace(cases=tuple(case for case in plan.cases if case.id == name))
-    return max(LEAST_SECONDS, TIMES_THE_ESTIMATE * estimate_seconds(alone, TYPICAL_CPU))

@@ -5,14 +5,20 @@ from pathlib import Path
 
 import pytest
 
-from perf_tests.estimate import Speed, estimate_seconds
-from perf_tests.plan import Options, Probes, make_plan
+from perf_tests import terminal
+from perf_tests.estimate import Speed, forecast
+from perf_tests.journal import Context, Entry, Journal, Session
+from perf_tests.plan import Options, Plan, Probes, make_plan
 
 RESULTS = Path(__file__).parents[2] / "results"
 # What `look_at_speed` says of the machine of the committed run.
 SPEED = Speed(flops=55e9, bytes=20e9, row_bytes=9e9, rows_bytes=2.8e9, call_seconds=9.9e-6)
 CPU = Probes(lambda: False, lambda: 0, lambda dtype: True)
 GPU = Probes(lambda: True, lambda: 1, lambda dtype: True)
+
+
+def estimate_seconds(plan: Plan, speed: Speed) -> float:
+    return sum(forecast(plan, speed).values())
 
 
 def test_the_forecast_of_the_committed_run_is_right_within_30_percent() -> None:
@@ -42,3 +48,14 @@ def test_a_gpus_forecast_is_of_the_order_that_was_seen(setting: str, seconds: fl
         rounds=rounds,
     )
     assert seconds / 2 < estimate_seconds(make_plan(options, GPU), SPEED) < seconds * 2
+
+
+def test_what_is_left_goes_by_what_is_to_come(tmp_path: Path) -> None:
+    """Cases took twice as long as expected so far; that of an earlier session says nothing of this one."""
+    names = ["earlier", "short", "long", "last"]
+    entries = {"earlier": Entry("earlier", "passed", None, None, 0)}
+    earlier = (Session(started=0.0, cases=1),)
+    journal = Journal(tmp_path / "journal_1.jsonl", names, {}, Context(), entries, earlier)
+    journal.close("short", None)
+    assert terminal._left({"earlier": 100.0, "short": 2.0, "long": 40.0, "last": 10.0}, journal, 4.0) == 100.0
+    journal.file.close()

@@ -174,20 +174,31 @@ class Visit:
         command += ["--benchmark-storage", f"file://{storage}", "--benchmark-json", str(file)]
         return self.call(*command, *(SMALL if self.small else ()), *arguments, seconds=seconds)
 
-    def write_up(self) -> None:
-        """Make a run of the journal of one that is not whole, and the tables."""
+    def write_up(self) -> int:
+        """Make a run of the journal of one that is not whole, and the tables; says what it cannot.
+
+        Returns:
+            How much of it failed.
+        """
         for number in (signal.SIGINT, signal.SIGTERM):  # it takes a moment, and the visit would be for nothing
             signal.signal(number, signal.SIG_IGN)
         self.stopped, self.end = None, time.monotonic() + RESERVE_SECONDS
-        tables, again = self.out / "tables.md", self.work / "again.md"
+        tables, again, failed = self.out / "tables.md", self.work / "again.md", 0
         if self.journal is not None:
             self.run_file.unlink(missing_ok=True)
-            self.call("-m", "perf_tests", "merge", self.run_file, self.journal)
+            failed += self._write("merge", self.run_file, self.journal)
         if self.run_file.exists():
-            self.call("-m", "perf_tests", "report", self.run_file, "--markdown", tables)
+            failed += self._write("report", self.run_file, "--markdown", tables)
         if again.exists():
             with tables.open("a") as file:
                 file.write(f"\n## Unchanged code, measured twice\n\n{again.read_text()}")
+        return failed
+
+    def _write(self, command: str, *arguments: object) -> bool:
+        code = self.call("-m", "perf_tests", command, *arguments)
+        if code != 0:
+            print(f"{command:<12} failed       {self.last_line()}", flush=True)
+        return code != 0
 
 
 class Step(NamedTuple):
@@ -303,8 +314,8 @@ def make_visit(options: argparse.Namespace) -> int:
             codes.append(visit.take(STEPS[name]))
             if name == "cells" and codes[-1] == USAGE_ERROR:
                 raise BadInputError(visit.last_line().removeprefix("ERROR: "))
-        visit.write_up()
-    return int(any(code != 0 for code in codes))
+        failed = visit.write_up()
+    return int(failed > 0 or any(code != 0 for code in codes))
 
 
 def _stop(process: "subprocess.Popen[bytes]", log: IO[str]) -> None:

@@ -94,7 +94,7 @@ def _read(shard: Located) -> Run:
     past = read_journal(shard.path)
     if past is None:
         raise BadInputError(f"{clean(shard.path)}: not a journal of this version of the suite")
-    return parse_run(past.to_run(), shard.name)
+    return parse_run(past.to_run(), shard.name, timed=False)
 
 
 def _commit(run: Run) -> str:

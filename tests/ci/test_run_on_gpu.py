@@ -176,6 +176,15 @@ def test_a_process_that_does_not_stop_is_ended(calls: Path) -> None:
     check_cut_short(calls.parent / "out")
 
 
+def test_a_run_that_cannot_be_written_up_is_told(calls: Path) -> None:
+    """The journal is there all the same."""
+    (calls.parent / "journal").write_text("no journal\n")
+    code, output = run(calls, "out", "cells", "--minutes", "0.6", BREAK="hangs")
+    assert code == 1
+    assert output.splitlines()[-1].startswith("merge        failed       perf_tests merge: ")
+    assert [*(calls.parent / "out").glob("journal_*")]
+
+
 def test_a_resumed_visit_has_the_journal_and_leaves_the_tests_out(calls: Path) -> None:
     code, output = run(calls, "out", "--resume", "journal")
     assert code == 0, output

@@ -132,10 +132,10 @@ def check_parity(implementation: str, outputs: Outputs, reference: Reference, st
 def find_differences(tokens: torch.Tensor, expected: torch.Tensor) -> tuple[list[int], int | None]:
     """The rows of ``tokens`` that differ from those of ``expected``, both (batch, tokens), and where the first does.
 
-    Only as many tokens are compared as both have.
+    Only as many rows and tokens are compared as both have.
     """
-    shorter = min(tokens.shape[1], expected.shape[1])
-    differs = tokens[:, :shorter] != expected[: len(tokens), :shorter]
+    both = tuple(slice(min(sizes)) for sizes in zip(tokens.shape, expected.shape, strict=True))
+    differs = tokens[both] != expected[both]
     positions = differs.any(dim=0).nonzero().flatten()
     return differs.any(dim=1).nonzero().flatten().tolist(), int(positions[0]) if len(positions) else None
 

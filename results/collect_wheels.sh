@@ -4,7 +4,7 @@
 #     bash results/collect_wheels.sh DIR [PYTHON]      # PYTHON is the GPU machine's, by default 3.12
 #     WHEELS=DIR bash results/run_on_gpu.sh OUT        # there
 #
-# About 15 MB, in the versions of constraints/cuda.txt. PyTorch, Transformers, NumPy and SciPy are the GPU machine's own.
+# About 7 MB, in the versions of constraints/cuda.txt. PyTorch, Transformers, NumPy and SciPy are the GPU machine's own.
 # xFormers 0.0.35 is built for CUDA 12; beside a PyTorch for CUDA 13 it needs the runtime library of CUDA 12.
 set -euo pipefail
 

@@ -1,3 +1,4 @@
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -97,9 +98,10 @@ def test_another_token_fails_in_float32(stage: Stage, monkeypatch: pytest.Monkey
 
 def test_another_number_of_tokens_fails(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     reference = make_reference(stage)
-    for tokens in (reference.outputs.tokens[:, :-1], reference.outputs.tokens.repeat(1, 2)):
+    right = reference.outputs.tokens
+    for tokens in (right[:, :-1], right.repeat(1, 2), right[:1], right.repeat(2, 1)):
         subject = with_tokens(stage.build("flash"), tokens, monkeypatch)
-        with pytest.raises(ParityError, match=rf"generated \(2, {tokens.shape[1]}\) tokens, not \(2, 5\)$"):
+        with pytest.raises(ParityError, match=re.escape(f"generated {tuple(tokens.shape)} tokens, not (2, 5)")):
             check(subject, stage, reference)
 
 

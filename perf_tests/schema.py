@@ -312,6 +312,13 @@ MACHINE_INFO = (
         ),
     ),
     Field("thread_count", "integer", "threads", "torch's intra-op threads"),
+    Field(
+        "openmp_waiting",
+        "string",
+        None,
+        "how OpenMP's threads wait, e.g. `GOMP_SPINCOUNT=1000`; null where nothing says so",
+        nullable=True,
+    ),
     Field("tf32_matmul", "boolean", None, "whether CUDA matrix products may use TF32"),
     Field("tf32_cudnn", "boolean", None, "whether cuDNN may use TF32"),
     Field("reduced_precision_float16", "boolean", None, "whether float16 products may reduce in float16"),

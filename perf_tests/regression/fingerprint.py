@@ -16,6 +16,7 @@ FINGERPRINT = (
     "gpu.compute_capability",
     "cpu.brand_raw",
     "thread_count",
+    "openmp_waiting",
     "system",
     "python_version",
     "torch",

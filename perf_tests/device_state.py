@@ -9,8 +9,32 @@ from typing import Any, NamedTuple
 
 from .schema import HARMFUL_THROTTLE_REASONS
 
-FOREIGN_LOAD_CORES = 0.2
+# Of the cores that a run needs, how much others may keep busy before its rounds count as disturbed: 0.2 of two cores.
+FOREIGN_SHARE = 0.1
 _LARGEST = 2**63
+
+
+class Cores(NamedTuple):
+    """How many of a machine's cores a run needs, and how many it leaves to others."""
+
+    needed: int
+    spare: int
+
+    @classmethod
+    def of(cls, machine_info: Mapping[str, Any], device: str) -> "Cores":
+        """Of a run on ``device``: torch's threads, or on a GPU the one that launches its kernels.
+
+        Where a run says nothing of its machine, all of its cores are needed.
+        """
+        threads, cpu = machine_info.get("thread_count"), machine_info.get("cpu")
+        needed = 1 if device.startswith("cuda") else threads
+        needed = needed if isinstance(needed, int) and needed > 0 else 1
+        count = cpu.get("count") if isinstance(cpu, Mapping) else None
+        return cls(needed, max(0, count - needed) if isinstance(count, int) else 0)
+
+    def foreign_share(self, foreign_cores: float) -> float:
+        """Of the needed cores, how much others took: what they keep busy beyond the spare ones."""
+        return max(0.0, foreign_cores - self.spare) / self.needed
 
 
 class Quantity(NamedTuple):
@@ -38,9 +62,10 @@ class Summary(NamedTuple):
     most: float
 
 
-def was_shared(state: Mapping[str, Any]) -> bool:
+def was_shared(state: Mapping[str, Any], cores: Cores) -> bool:
     """Whether others used what a case was timed on."""
-    return bool(state["foreign_cpu_cores"] > FOREIGN_LOAD_CORES or any(_values(state, PROCESSES)))
+    share = cores.foreign_share(state["foreign_cpu_cores"])
+    return share > FOREIGN_SHARE or any(_values(state, PROCESSES))
 
 
 def was_throttled(state: Mapping[str, Any]) -> bool:
@@ -61,9 +86,10 @@ def describe_state(state: object) -> dict[str, Summary]:
     return shown
 
 
-def is_calm(described: Mapping[str, Summary]) -> bool:
+def is_calm(described: Mapping[str, Summary], cores: Cores) -> bool:
     """Whether there is nothing to tell: no figure of a GPU, and no round under load."""
-    return {*described} <= {LOAD.heading} and all(each.most <= FOREIGN_LOAD_CORES for each in described.values())
+    shares = [cores.foreign_share(each.most) for each in described.values()]
+    return {*described} <= {LOAD.heading} and all(share <= FOREIGN_SHARE for share in shares)
 
 
 def _summarize(values: Sequence[float], quantity: Quantity) -> Summary:

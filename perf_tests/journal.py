@@ -104,7 +104,7 @@ class Journal:
         self.entries = dict(entries)
         self.earlier = earlier
         self.problem: str | None = None
-        self._context = context
+        self.context = context
         self._started = time.time()
         self._reports: dict[str, tuple[str, str | None]] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -123,7 +123,7 @@ class Journal:
     @property
     def sessions(self) -> tuple[Session, ...]:
         """All sessions so far, this one included."""
-        return (*self.earlier, self._context.session(self._started, len(self.entries) - self.done_before))
+        return (*self.earlier, self.context.session(self._started, len(self.entries) - self.done_before))
 
     def begin(self, name: str) -> None:
         """A case begins: should the process die in it, the journal says so."""

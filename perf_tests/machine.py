@@ -17,7 +17,6 @@ import pytest
 from .options import PLAN
 from .package import hash_package
 
-
 # libgomp's variables for how long a thread spins before it sleeps. By default that is for milliseconds: a thread whose
 # core another process has taken is waited for by one that keeps the other core busy, and the original's round takes
 # three times as long beside a single busy process, flash's twice. After 1,000 turns, some microseconds, both take 1.7

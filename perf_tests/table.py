@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .cases import SETTINGS
-from .device_state import FOREIGN_LOAD_CORES, HEADINGS, describe_state, is_calm, was_shared, was_throttled
+from .device_state import HEADINGS, Cores, describe_state, is_calm, was_shared, was_throttled
 from .journal import Entry
 from .regression.text import count_of
 from .works import ACCURACY, WORKS, setting_of
@@ -34,8 +34,8 @@ def describe_result(entry: Entry) -> str:
     return ", ".join(parts)
 
 
-def render_table(entries: Sequence[Entry], *, colour: bool) -> str:
-    """The table of a session's cases, cell by cell, as text for the terminal."""
+def render_table(entries: Sequence[Entry], cores: Cores, *, colour: bool) -> str:
+    """The table of a session's cases, cell by cell, as text for the terminal; ``cores`` are this machine's."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -45,7 +45,9 @@ def render_table(entries: Sequence[Entry], *, colour: bool) -> str:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("tokens", no_wrap=True)
     table.add_column("error / allowed", justify="right", no_wrap=True)
-    return _render(table, entries, _row, colour=colour)
+    states = _state_table(entries, cores)
+    notes = [*_notes(entries), *_timing_notes(entries, cores)]
+    return _render(table, entries, lambda entry: _row(entry, cores), states, notes, colour=colour)
 
 
 def render_counted_table(entries: Sequence[Entry], *, colour: bool) -> str:
@@ -57,13 +59,19 @@ def render_counted_table(entries: Sequence[Entry], *, colour: bool) -> str:
     table.add_column("case", no_wrap=True)
     for name in ("ATen ops", "FLOP", "peak memory", "model memory"):
         table.add_column(name, justify="right", no_wrap=True)
-    return _render(table, entries, _counted_row, colour=colour)
+    return _render(table, entries, _counted_row, None, _notes(entries), colour=colour)
 
 
 def _render(
-    table: "Table", entries: Sequence[Entry], make_row: Callable[[Entry], Iterable[str]], *, colour: bool
+    table: "Table",
+    entries: Sequence[Entry],
+    make_row: Callable[[Entry], Iterable[str]],
+    states: "Table | None",
+    notes: Iterable[str],
+    *,
+    colour: bool,
 ) -> str:
-    """Fill ``table`` with a row per case, cell by cell, and return it as text with its notes."""
+    """Fill ``table`` with a row per case, cell by cell, and return it as text with what follows it."""
     from rich.console import Console
 
     cell = None
@@ -76,22 +84,22 @@ def _render(
     width = max(LEAST_WIDTH, shutil.get_terminal_size().columns)
     console = Console(file=io.StringIO(), width=width, force_terminal=colour, no_color=not colour)
     console.print(table, markup=False)
-    if states := _state_table(entries):
+    if states is not None:
         console.print(states, markup=False)
-    for note in _notes(entries):
+    for note in notes:
         console.print(note, markup=False, highlight=False)
     output: Any = console.file
     text: str = output.getvalue()
     return text
 
 
-def _state_table(entries: Sequence[Entry]) -> "Table | None":
+def _state_table(entries: Sequence[Entry], cores: Cores) -> "Table | None":
     """The machine's state beside the rounds: of each case on a GPU, and on a CPU of those under load."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     described = [(name, describe_state(benchmark["extra_info"]["device_state"])) for name, benchmark in _timed(entries)]
-    rows = [(name, summaries) for name, summaries in described if not is_calm(summaries)]
+    rows = [(name, summaries) for name, summaries in described if not is_calm(summaries, cores)]
     headings = [heading for heading in HEADINGS if any(heading in summaries for _, summaries in rows)]
     if not headings:
         return None
@@ -126,14 +134,14 @@ def format_speedup(speedup: dict[str, float | None]) -> str:
     return text if speedup["low"] is None else f"{text} [{speedup['low']:.2f}, {speedup['high']:.2f}]"
 
 
-def _row(entry: Entry) -> Iterable[str]:
+def _row(entry: Entry, cores: Cores) -> Iterable[str]:
     name = _name(entry)
     if entry.benchmark is None:
         return [name, entry.outcome]
     info, stats = entry.benchmark["extra_info"], entry.benchmark["stats"]
     parity = info["parity"]
     nominal = setting_of(entry.benchmark["params"]["setting"]).rounds
-    flag = " !" if was_shared(info["device_state"]) or was_throttled(info["device_state"]) else ""
+    flag = " !" if was_shared(info["device_state"], cores) or was_throttled(info["device_state"]) else ""
     return [
         name,
         str(stats["rounds"]),
@@ -193,6 +201,9 @@ def _notes(entries: Sequence[Entry]) -> Iterable[str]:
     for entry in entries:
         if entry.outcome != "passed":
             yield f"{entry.outcome}: {entry.id}: {entry.reason}"
+
+
+def _timing_notes(entries: Sequence[Entry], cores: Cores) -> Iterable[str]:
     timed = [benchmark for _, benchmark in _timed(entries)]
     settings = {benchmark["params"]["setting"] for benchmark in timed}
     if settings:
@@ -200,8 +211,8 @@ def _notes(entries: Sequence[Entry]) -> Iterable[str]:
         counts = ", ".join(f"{name} {setting_of(name).rounds}" for name in named)
         yield f"time: median round times the setting's rounds ({counts}); peak memory includes the weights"
     states = [benchmark["extra_info"]["device_state"] for benchmark in timed]
-    if any(map(was_shared, states)):
-        yield f"! others kept over {FOREIGN_LOAD_CORES} cores busy or used the GPU meanwhile: trust ratios, not times"
+    if any(was_shared(state, cores) for state in states):
+        yield "! others used cores that the rounds need, or the GPU, meanwhile: trust ratios, not times"
     if any(map(was_throttled, states)):
         yield "! the GPU's clocks were throttled meanwhile: trust ratios, not times"
     if any(state["gpu"] is not None and not state["gpu"]["at_seconds"] for state in states):

@@ -12,6 +12,7 @@ import pytest
 
 from .audio import Speech
 from .cases import GENERATE
+from .device_state import Cores
 from .estimate import TYPICAL_CPU, Speed, forecast
 from .journal import JOURNAL, Entry, Journal
 from .machine import find_xformers, version_of
@@ -153,8 +154,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     entries: list[Entry] = list(journal.entries.values())
     if entries:
         terminalreporter.section("performance")
-        render = render_counted_table if config.stash[PLAN].counters_only else render_table
-        terminalreporter.write(render(entries, colour=terminalreporter.hasmarkup))
+        plan, colour = config.stash[PLAN], terminalreporter.hasmarkup
+        if plan.counters_only:
+            text = render_counted_table(entries, colour=colour)
+        else:
+            text = render_table(entries, Cores.of(journal.context.machine_info, plan.device), colour=colour)
+        terminalreporter.write(text)
 
 
 def _case_id(name: str) -> str:

@@ -1,7 +1,7 @@
 """How far a disturbed machine moves a verdict on time, from real runs: what the rule of ``regression/disturbance.py``
 follows from, and what it is held to.
 
-    python tests/disturbances.py bank DIR            # measure what is missing: an hour and more; leave the machine alone
+    python tests/disturbances.py bank DIR            # measure what is missing: an hour; leave the machine alone
     python tests/disturbances.py condense DIR FILE   # what the gate judges of it, as one small JSON
     python tests/disturbances.py report FILE         # the table of docs/gate.md
 
@@ -10,7 +10,6 @@ slow-down: they take turns, pair after pair, so that four runs share a process a
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys

@@ -33,7 +33,7 @@ from perf_tests.ab.process import Job, measure
 from perf_tests.regression.comparison import Comparison, compare_runs
 from perf_tests.regression.noise import LEAST_RUNS, measure_noise
 from perf_tests.regression.runs import Run, parse_run, read_run
-from perf_tests.regression.thresholds import AB_DEFAULTS, KINDS, TIME, Rules
+from perf_tests.regression.thresholds import KINDS, TIME, Rules
 from perf_tests.regression.verdicts import FAILING
 
 ROOT = Path(__file__).parents[1]
@@ -147,9 +147,9 @@ def report(banked: Mapping[str, Sequence[Run]], most: int) -> None:
     pairs = resampler(most)
     unchanged = banked["unchanged"]
     if len(unchanged) >= LEAST_RUNS:
-        records = [run.records[CASE] for run in unchanged]
-        noise = measure_noise(records)
-        rounds = median(len(record.seconds) for record in records)
+        runs = [run.records[CASE].rounds for run in unchanged]
+        noise = measure_noise(runs)
+        rounds = median(len(run.seconds) for run in runs)
         console.print(
             f"{CASE}: {rounds:g} rounds, noise {100 * noise.noise:.1f} %, smallest visible change"
             f" {100 * noise.smallest_visible_change:.1f} %"
@@ -190,7 +190,7 @@ def rate_of_ab(
 ) -> Row:
     """The same for sessions of ``ab``, made of processes drawn without replacement."""
     rng = random.Random(SEED)
-    rules = Rules(defaults=AB_DEFAULTS)
+    rules = Rules()
     trials = hits = 0
     if min(len(bases), len(heads)) >= 2 * AB_BLOCKS:
         for trials in range(1, min(most, 500) + 1):  # noqa: B007  # the number of the last one is how many there were

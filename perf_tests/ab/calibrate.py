@@ -12,13 +12,12 @@ from pathlib import Path
 from perf_tests.plan import BadInputError
 from perf_tests.regression.arguments import make_parser, run_command
 from perf_tests.regression.calibration import write_calibration
+from perf_tests.regression.disturbance import calm_rounds
 from perf_tests.regression.fingerprint import differences
 from perf_tests.regression.noise import LEAST_RUNS, CaseNoise, measure_noise
-from perf_tests.regression.records import Record
 from perf_tests.regression.references import FORMS, locate, storage_path
 from perf_tests.regression.runs import Run, read_run
 from perf_tests.regression.text import clean, count_of, percent
-from perf_tests.regression.thresholds import FOREIGN_LOAD_CORES
 
 from .arguments import SESSIONS, at_least, interrupts_end_in_order, session_name, split_arguments, tell, with_default
 from .process import Job, measure
@@ -99,29 +98,25 @@ def check_alike(runs: Sequence[Run]) -> None:
 def noises_of(runs: Sequence[Run]) -> tuple[Mapping[str, CaseNoise], list[str]]:
     """Each case's noise, and a line for each that has none though it has a control.
 
-    A run in which foreign load was seen beside a case does not count for it: the gate gives no verdict there.
+    Rounds that were disturbed do not count, and no run in which too few are left: what is calibrated is a calm machine.
     """
     found: dict[str, CaseNoise] = {}
     problems = []
     for name in runs[0].records:
         records = [run.records[name] for run in runs if name in run.records]
         timed = [record for record in records if record.ran and record.control_seconds]
-        calm = [record for record in timed if not _is_disturbed(record)]
         if not timed:
             continue
-        if len({record.definition["case_definition"] for record in calm}) > 1:
+        if len({record.definition["case_definition"] for record in timed}) > 1:
             problems.append(f"{clean(name)}: its definition differs from run to run")
             continue
+        calm = [rounds for record in timed if (rounds := calm_rounds(record)) is not None]
         try:
             found[name] = measure_noise(calm)
         except ValueError as error:
-            disturbed = f", {len(timed) - len(calm)} more had foreign load" if len(calm) < len(timed) else ""
+            disturbed = f", {len(timed) - len(calm)} more were disturbed" if len(calm) < len(timed) else ""
             problems.append(f"{clean(name)}: {error}{disturbed}")
     return found, problems
-
-
-def _is_disturbed(record: Record) -> bool:
-    return (record.foreign_cpu_cores or 0) > FOREIGN_LOAD_CORES or bool(record.gpu_foreign_processes)
 
 
 def _print_table(measured: Mapping[str, CaseNoise]) -> None:

@@ -15,7 +15,7 @@ from perf_tests.regression.comparison import Comparison, compare_runs
 from perf_tests.regression.config import find_config, read_config
 from perf_tests.regression.gate import add_gate_options, make_rules, run_gate
 from perf_tests.regression.text import count_of
-from perf_tests.regression.thresholds import AB_DEFAULTS, Rules
+from perf_tests.regression.thresholds import Rules
 
 from .arguments import (
     SESSIONS,
@@ -49,7 +49,7 @@ def measure_and_compare(options: argparse.Namespace, arguments: Sequence[str]) -
         BadInputError: something is wrong with what was asked for, a process ended without a run, or the user
             interrupted; what was measured is on disk.
     """
-    rules = make_rules(options, read_config(options.config or find_config()), AB_DEFAULTS)
+    rules = make_rules(options, read_config(options.config or find_config()))
     repository = find_repository(Path.cwd())
     base, head = (find_revision(repository, asked) for asked in (options.base, options.head))
     arguments = with_defaults(arguments)
@@ -113,5 +113,5 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )
     add("--keep", type=Path, metavar="DIR", help=f"the session's folder (default: one below {SESSIONS}/)")
     add("--fresh", action="store_true", help="measure anew what an interrupted session measured")
-    add_gate_options(parser, AB_DEFAULTS)
+    add_gate_options(parser)
     return parser.parse_args(arguments)

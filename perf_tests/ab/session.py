@@ -16,7 +16,7 @@ from perf_tests.regression.comparison import Comparison
 from perf_tests.regression.runs import Run, parse_run, read_run
 from perf_tests.regression.store import write_file
 from perf_tests.regression.text import clean
-from perf_tests.regression.thresholds import FOREIGN_LOAD_CORES, TIME
+from perf_tests.regression.thresholds import TIME
 from perf_tests.regression.verdicts import Finding, Verdict
 
 from .pooling import pool_runs
@@ -110,9 +110,9 @@ class Session:
         self.blocks.append((runs["base"], runs["head"]))
 
     def pool(self) -> Pooled:
-        """All blocks so far as one run of each side, blocks in which a case was disturbed left out of it."""
-        kept = [self._undisturbed(position) for position in (0, 1)]
-        base, head = (pool_runs(runs, describe_commit(side)) for runs, side in zip(kept, self.sides, strict=True))
+        """All blocks so far as one run of each side."""
+        runs = zip(*self.blocks, strict=True)
+        base, head = (pool_runs(own, describe_commit(side)) for own, side in zip(runs, self.sides, strict=True))
         return Pooled(base, head)
 
     def save(self) -> Pooled:
@@ -136,21 +136,6 @@ class Session:
             self.note()
         check_package(run, side)
         return run
-
-    def _undisturbed(self, position: int) -> list[Run]:
-        """One side's runs, each without the cases that foreign load disturbed in its block, on either side.
-
-        A case that has fewer than two calm blocks keeps them all: its verdict will say why it is AMBIGUOUS.
-        """
-        calm = [{*_calm_cases(pair[0])} & {*_calm_cases(pair[1])} for pair in self.blocks]
-        ids = {name for pair in self.blocks for run in pair for name in run.records}
-        enough = {name for name in ids if sum(name in cases for cases in calm) >= LEAST_BLOCKS}
-        kept = []
-        for pair, cases in zip(self.blocks, calm, strict=True):
-            run = pair[position]
-            left_out = {name for name in run.records if name in enough and name not in cases}
-            kept.append(_without(run, left_out))
-        return kept
 
 
 def run_session(session: Session, limits: Limits, compare: Callable[[Pooled], Comparison]) -> Comparison:
@@ -202,21 +187,6 @@ def check_package(run: Run, side: Side) -> None:
             f"the process for {side.name} imported {clean(path)} ({clean(code)}), not {clean(side.tree)}"
             f" ({side.package_hash}): something on sys.path comes before it"
         )
-
-
-def _calm_cases(run: Run) -> list[str]:
-    return [
-        name
-        for name, record in run.records.items()
-        if not (record.foreign_cpu_cores or 0) > FOREIGN_LOAD_CORES and not record.gpu_foreign_processes
-    ]
-
-
-def _without(run: Run, names: set[str]) -> Run:
-    document = dict(run.document)
-    for key, name in (("benchmarks", "name"), ("perf_cases", "id")):
-        document[key] = [entry for entry in document[key] if entry[name] not in names]
-    return run._replace(document=document)
 
 
 def _open_targets(session: Session, comparison: Comparison) -> list[str]:

@@ -24,8 +24,6 @@ from .revisions import choose_base
 
 VERDICTS, REPORT, PAGE = "verdicts.json", "report.md", "page.html"
 SIDES = ("base.json", "head.json")
-# Of two processes a side on one machine, one after the other: what `ab` judges by.
-AB_THRESHOLD_PERCENT = "2"
 WAIT_MINUTES = "120"
 MOST_SHARDS = 64
 
@@ -217,7 +215,7 @@ def join_shards(folders: list[Path], expected: int, out: Path) -> int:
         code = _perf_tests("merge", str(out / side), *(str(folder / side) for folder in present))
         if code:
             raise BadInputError(f"{side}: the shards cannot be merged")
-    code = _compare(out, "--time-threshold", AB_THRESHOLD_PERCENT)
+    code = _compare(out)
     make_page(out)
     return code
 

@@ -1,5 +1,6 @@
 """The tables that people read. Imports no torch."""
 
+import os
 from collections.abc import Callable, Sequence
 from statistics import median
 from typing import TYPE_CHECKING
@@ -8,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from perf_tests.device_state import FOREIGN_LOAD_CORES
+from perf_tests.device_state import FOREIGN_SHARE
 from perf_tests.intervals import Estimate
 from perf_tests.table import format_bytes, format_seconds
 
@@ -43,7 +44,7 @@ def print_rows(results: "Sequence[Result]", console: Console) -> None:
             table.add_row(*start, "", "", "", f"{row.bar:.2f}", "-", "")
             continue
         form = FORMATS[metric]
-        flag = " !" if (result.foreign_cpu_cores or 0) > FOREIGN_LOAD_CORES else ""
+        flag = " !" if _was_shared(result) else ""
         met = "[green]yes[/]" if result.met else "[red]NO[/]"
         values = [form(result.original), form(result.flash) + flag, format_ratio(result.ratio), f"{row.bar:.2f}"]
         table.add_row(*start, *values, met, describe_tokens(result.first_difference))
@@ -56,9 +57,13 @@ def print_rows(results: "Sequence[Result]", console: Console) -> None:
         console.print(f"- {'; '.join(dict.fromkeys(names))}: {reason}", highlight=False, markup=False)
     measured = [result for result in results if result.ratio is not None]
     console.print(f"{sum(bool(result.met) for result in measured)} of {len(measured)} bars met", highlight=False)
-    if any((result.foreign_cpu_cores or 0) > FOREIGN_LOAD_CORES for result in results):
-        note = f"! others kept over {FOREIGN_LOAD_CORES} cores busy meanwhile: trust ratios, not times"
-        console.print(note, highlight=False)
+    if any(map(_was_shared, results)):
+        console.print("! others used cores that the rounds need meanwhile: trust ratios, not times", highlight=False)
+
+
+def _was_shared(result: "Result") -> bool:
+    """Whether others took cores from a row, which uses all of them."""
+    return (result.foreign_cpu_cores or 0) > FOREIGN_SHARE * (os.cpu_count() or 1)
 
 
 def print_contest(entries: "Sequence[Entry]", weights: str, console: Console) -> None:

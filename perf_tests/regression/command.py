@@ -14,7 +14,7 @@ from .gate import add_gate_options, make_rules, run_gate
 from .pairs import ALLOWABLE, check_allowed
 from .references import FORMS, locate, storage_path
 from .runs import read_run
-from .thresholds import DEFAULTS, TIMED_KINDS
+from .thresholds import TIMED_KINDS
 
 
 def main(arguments: list[str]) -> int:
@@ -34,7 +34,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("head", metavar="HEAD", help="the same")
     add("--explain", action="store_true", help="also show which operators' counts, or shares of the time, changed")
     add("--allow", action="append", default=[], metavar="KEY", help=f"may differ: {', '.join(ALLOWABLE)}")
-    add_gate_options(parser, DEFAULTS)
+    add_gate_options(parser)
     return parser.parse_args(arguments)
 
 

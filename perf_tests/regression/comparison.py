@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -19,6 +19,9 @@ from .runs import Run
 from .text import clean, count_of, percent
 from .thresholds import BAR_OPTION, DEFAULT_NOISE, LIMIT, TIME, Bar, Rules
 from .verdicts import COULD_NOT_JUDGE, CaseResult, Finding, Verdict, exit_code, worst_of
+
+# Of the cases that a note is about, so many are named.
+SHOWN_IDS = 5
 
 
 class Comparison(NamedTuple):
@@ -130,6 +133,8 @@ def compare_runs(
     if both and TIME in rules.kinds:
         what = count_of(both, "case")
         notes.append(f"{what}: counted without timing by both runs (--perf-counters-only): no time or parity to judge")
+    notes += _disturbance_notes(cases)
+    notes += _open_notes(cases)
     notes += _calibration_notes(cases, pairs, calibrations)
     notes += _drift_notes(cases, pairs)
     return Comparison(base.describe(), head.describe(), verdict, code, cases, tuple(notes))
@@ -157,6 +162,37 @@ def noise_of(pair: Pair, calibrations: Collection[Calibration]) -> Noise:
     definition = pair.base.definition.get("case_definition") if pair.base else None
     noises = [calibration.of(pair.id, definition) for calibration in calibrations]
     return max(noises, default=Noise(DEFAULT_NOISE, calibrated=False))
+
+
+def _disturbance_notes(cases: Collection[CaseResult]) -> list[str]:
+    """What passed by wider limits than its own."""
+    by_limit: dict[float, list[str]] = {}
+    for case in cases:
+        finding = case.finding(TIME)
+        if finding is not None and finding.disturbed and finding.verdict is Verdict.PASS and finding.allowed:
+            by_limit.setdefault(finding.allowed, []).append(case.id)
+    return [
+        f"measured on a disturbed machine, a change of up to {percent(limit, sign=False)} passes there: {_ids(ids)}"
+        for limit, ids in by_limit.items()
+    ]
+
+
+def _open_notes(cases: Collection[CaseResult]) -> list[str]:
+    """What was not judged, and what would settle it."""
+    by_remedy: dict[str, list[str]] = {}
+    for case in cases:
+        if case.verdict is Verdict.AMBIGUOUS:
+            remedies = [finding.settled_by for finding in case.findings if finding.settled_by]
+            by_remedy.setdefault(remedies[0] if remedies else "", []).append(case.id)
+    return [
+        f"not judged: {_ids(ids)}" + (f"; what would settle it: {remedy}" if remedy else "")
+        for remedy, ids in by_remedy.items()
+    ]
+
+
+def _ids(ids: Sequence[str]) -> str:
+    shown = ", ".join(clean(case_id) for case_id in ids[:SHOWN_IDS])
+    return shown if len(ids) <= SHOWN_IDS else f"{shown} and {len(ids) - SHOWN_IDS} more"
 
 
 def _calibration_notes(

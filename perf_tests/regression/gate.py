@@ -14,20 +14,21 @@ from .config import Config
 from .runs import parse_document, read_bytes
 from .store import write_file
 from .text import clean
-from .thresholds import BAR_OPTION, DEFAULTS, KINDS, TIME, Rules
+from .thresholds import BAR_OPTION, DEFAULT_OF_PROCESSES, DEFAULTS, KINDS, TIME, Rules
 from .verdicts import COULD_NOT_JUDGE
 
 
-def add_gate_options(parser: argparse.ArgumentParser, defaults: Mapping[str, float]) -> None:
-    """Add thresholds, whose ``defaults`` are by kind, and the report's files."""
+def add_gate_options(parser: argparse.ArgumentParser) -> None:
+    """Add thresholds, and the report's files."""
     add = parser.add_argument
     add("--json", type=Path, metavar="FILE", help="write the verdicts as JSON")
     add("--markdown", type=Path, metavar="FILE", help="write the report as Markdown")
     add("--strict", action="store_true", help="AMBIGUOUS ends with 1 too")
     add("--only", action="append", choices=KINDS, metavar="KIND", help=f"judge only this one of {', '.join(KINDS)}")
     what = {TIME: "growth of the corrected time above this", "memory": "growth above this", "counters": "the same"}
-    for kind, default in defaults.items():
-        text = f"{what[kind]} is a regression (default: {100 * default:g})"
+    of_processes = f"; {100 * DEFAULT_OF_PROCESSES:g} where several processes measured each side"
+    for kind, default in DEFAULTS.items():
+        text = f"{what[kind]} is a regression (default: {100 * default:g}{of_processes if kind == TIME else ''})"
         add(f"--{kind}-threshold", type=percentage, metavar="PERCENT", help=text)
     add(
         BAR_OPTION,
@@ -42,12 +43,11 @@ def add_gate_options(parser: argparse.ArgumentParser, defaults: Mapping[str, flo
     add("--config", type=Path, metavar="FILE", help="another pyproject.toml with a [tool.perf_tests] table")
 
 
-def make_rules(options: argparse.Namespace, config: Config, defaults: Mapping[str, float] = DEFAULTS) -> Rules:
+def make_rules(options: argparse.Namespace, config: Config) -> Rules:
     """The rules from the command line and ``pyproject.toml``."""
-    typed = {kind: getattr(options, f"{kind}_threshold") for kind in defaults}
+    typed = {kind: getattr(options, f"{kind}_threshold") for kind in DEFAULTS}
     return Rules(
         kinds=frozenset(options.only or KINDS),
-        defaults=defaults,
         command_line={kind: allowed for kind, allowed in typed.items() if allowed is not None},
         patterns=config.thresholds,
         accepted=config.accepted,

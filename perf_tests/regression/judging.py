@@ -5,16 +5,15 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 
 from perf_tests.intervals import median_interval
-from perf_tests.schema import COUNTED_INFO, EXTRA_INFO, HARMFUL_THROTTLE_REASONS
+from perf_tests.schema import COUNTED_INFO, EXTRA_INFO
 
 from .calibration import Noise
+from .disturbance import sift, what_disturbed
 from .pairs import Pair
 from .records import COUNTERS, FRACTION, MEMORY, Parity, Record
 from .statistics import Change, are_alike, corrected_change, uncorrected_change
 from .text import clean, percent
 from .thresholds import (
-    CONTROL_SHIFT,
-    FOREIGN_LOAD_CORES,
     FRACTION_NOISE,
     LIMIT,
     PARITY,
@@ -25,6 +24,8 @@ from .thresholds import (
 from .verdicts import CaseResult, Finding, Verdict, conclude, worst_of
 
 UNCORRECTED = "uncorrected time"
+DISTURBED = "on a disturbed machine"
+MORE_ROUNDS = "more rounds (ab --budget MINUTES)"
 OPTIONAL = frozenset(field.name for field in EXTRA_INFO if field.nullable)
 OPTIONAL_COUNTED = frozenset(field.name for field in COUNTED_INFO if field.nullable)
 COUNTING = "--perf-counters-only"
@@ -45,7 +46,7 @@ def judge_case(pair: Pair, rules: Rules, noise: Noise) -> CaseResult:
         return _judge_new(pair.id, base, head, rules)
     findings: list[Finding] = []
     if TIME in rules.kinds:
-        findings += _judge_time(base, head, rules.allowed(pair.id, TIME), noise)
+        findings += _judge_time(base, head, rules, noise)
     if not (base.plain and head.plain):
         exact = [*MEMORY] if "memory" in rules.kinds else []
         exact += COUNTERS if "counters" in rules.kinds else ()
@@ -74,7 +75,7 @@ def _judge_new(case_id: str, base: Record | None, head: Record, rules: Rules) ->
 # Time
 
 
-def _judge_time(base: Record, head: Record, practical: float, noise: Noise) -> Iterator[Finding]:
+def _judge_time(base: Record, head: Record, rules: Rules, noise: Noise) -> Iterator[Finding]:
     if base.counted or head.counted:
         if not base.counted:
             reason = f"time: measured by BASE, not by HEAD ({COUNTING}); --only counters compares the rest"
@@ -98,35 +99,47 @@ def _judge_time(base: Record, head: Record, practical: float, noise: Noise) -> I
         controls = f"{clean(base.control)} / {clean(head.control)}"
         yield Finding(TIME, Verdict.AMBIGUOUS, f"unlike controls ({controls}): time cannot be judged")
     else:
-        yield _judge_corrected(base, head, practical, noise)
+        yield _judge_corrected(base, head, rules, noise)
     yield Finding(UNCORRECTED, Verdict.PASS, text, change=raw)
 
 
-def _judge_corrected(base: Record, head: Record, practical: float, noise: Noise) -> Finding:
-    change = corrected_change(base.rounds, head.rounds)
+def _judge_corrected(base: Record, head: Record, rules: Rules, noise: Noise) -> Finding:
+    timed = sift(base, head)
+    change = corrected_change(timed.base, timed.head)
     measure = "the measure of control and yardstick"
     if not are_alike((base.yardstick, head.yardstick)):
         measure, noise = "the control's measure", noise.without_yardstick()
     # Noise is what one process differs by from another: the mean of several has less of it.
-    processes = min(max(1, len(run.process_rounds)) for run in (base, head))
-    of_machine = noise.noise / math.sqrt(processes)
-    allowed = max(practical, of_machine)
+    processes = min(max(1, len(run.process_rounds)) for run in (timed.base, timed.head))
+    sources = {
+        "threshold": rules.allowed(base.id, TIME, processes),
+        "noise": noise.noise / math.sqrt(processes),
+        DISTURBED: timed.noise or 0.0,
+    }
+    source = max(sources, key=sources.__getitem__)
+    allowed = sources[source]
     verdict = time_verdict(change, allowed)
-    source = f"noise {percent(of_machine, sign=False)}" if of_machine > practical else "threshold"
+    settled_by = MORE_ROUNDS if verdict is Verdict.AMBIGUOUS else None
     reason = f"time {show_change(change)} by {measure}, allowed {percent(allowed)} ({source})"
     if change.low is None:
-        pairs = f"{len(base.seconds)} and {len(head.seconds)}"
+        pairs = f"{len(timed.base.seconds)} and {len(timed.head.seconds)}"
         reason = f"time {percent(change.change)}, but {pairs} pairs are too few for a 95 % interval"
+    elif timed.noise is None:
+        verdict, settled_by = Verdict.AMBIGUOUS, "both sides measured anew on a machine at rest (ab)"
+        reason += ": what such a disturbance changes is not known"
     elif verdict is Verdict.AMBIGUOUS:
         reason += ": the interval does not exclude a regression"
-    disturbances = [*_disturbances("BASE", base), *_disturbances("HEAD", head)]
-    shift = uncorrected_change(base.control_seconds, head.control_seconds)
-    if not -CONTROL_SHIFT <= shift <= CONTROL_SHIFT:
-        disturbances.append(f"the control itself moved by {percent(shift)}")
-    if disturbances:
-        verdict = Verdict.AMBIGUOUS
-        reason += f"; not to be trusted: {', '.join(disturbances)}"
-    return Finding(TIME, verdict, reason, change=change.change, low=change.low, high=change.high, allowed=allowed)
+    return Finding(
+        TIME,
+        verdict,
+        "; ".join((reason, *timed.remarks)),
+        change=change.change,
+        low=change.low,
+        high=change.high,
+        allowed=allowed,
+        disturbed=source == DISTURBED,
+        settled_by=settled_by,
+    )
 
 
 def time_verdict(change: Change, allowed: float) -> Verdict:
@@ -149,17 +162,6 @@ def show_change(change: Change) -> str:
     if change.low is not None and change.high is not None:
         text += f" [{100 * change.low:+.1f}, {100 * change.high:+.1f}]"
     return text
-
-
-def _disturbances(name: str, record: Record) -> Iterator[str]:
-    """Why the machine was not itself while a case was timed."""
-    cores = record.foreign_cpu_cores
-    if cores is not None and not cores <= FOREIGN_LOAD_CORES:
-        yield f"foreign load, {cores:.2f} cores, in {name}"
-    if record.gpu_foreign_processes:
-        yield f"{record.gpu_foreign_processes} other processes on the GPU in {name}"
-    if (record.gpu_throttle_reasons or 0) & HARMFUL_THROTTLE_REASONS:
-        yield f"the GPU's clocks throttled in {name}"
 
 
 # The machine's limits
@@ -189,10 +191,11 @@ def _judge_fraction(base: Record | None, head: Record, least: float | None) -> I
     else:
         verdict = Verdict.REGRESSED if high < least else Verdict.AMBIGUOUS
     reason = f"{FRACTION} {theirs:.3g} [{low:.3g}, {high:.3g}], must reach {least:g}{before}"
-    disturbances = [*_disturbances("HEAD", head)]
-    if disturbances:
+    # A disturbance makes it smaller, and no control says by how much: what reaches the bar all the same has passed.
+    disturbance = what_disturbed(head)
+    if verdict is Verdict.REGRESSED and disturbance:
         verdict = Verdict.AMBIGUOUS
-        reason += f"; not to be trusted: {', '.join(disturbances)}"
+        reason += f"; HEAD was disturbed: {disturbance}"
     yield Finding(FRACTION, verdict, reason, ours, theirs, change, least=least)
 
 

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import NamedTuple
 
-from .records import Record
 from .statistics import Rounds, are_alike, corrected_change
 from .thresholds import DEFAULTS, TIME
 
@@ -43,25 +42,24 @@ class _Compared(NamedTuple):
     low: float
 
 
-def measure_noise(records: Sequence[Record]) -> CaseNoise:
-    """The noise of a case that was measured with a control in each of ``records``, by the default thresholds.
+def measure_noise(runs: Sequence[Rounds]) -> CaseNoise:
+    """The noise of a case that was measured with a control in each of ``runs``, by the default thresholds.
 
     Raises:
         ValueError: the runs are fewer than ``LEAST_RUNS``, or their rounds too few for an interval.
     """
     import numpy as np
 
-    if len(records) < LEAST_RUNS:
-        raise ValueError(f"{len(records)} runs; at least {LEAST_RUNS} are needed")
-    rounds = [record.rounds for record in records]
-    yardstick = are_alike(record.yardstick for record in records)
+    if len(runs) < LEAST_RUNS:
+        raise ValueError(f"{len(runs)} runs; at least {LEAST_RUNS} are needed")
+    yardstick = are_alike(run.yardstick for run in runs)
     if not yardstick:
-        rounds = [each._replace(yardstick=None) for each in rounds]
-    compared = [both for one, other in combinations(rounds, 2) for both in _compare(one, other)]
+        runs = [run._replace(yardstick=None) for run in runs]
+    compared = [both for one, other in combinations(runs, 2) for both in _compare(one, other)]
     noise = math.expm1(float(np.quantile([abs(each.change) for each in compared], NOISE_SHARE)))
     allowed = math.log1p(max(noise, DEFAULTS[TIME]))
     visible = [max(allowed - each.change, -each.low) for each in compared]
-    return CaseNoise(len(records), noise, math.expm1(float(np.quantile(visible, POWER))), yardstick)
+    return CaseNoise(len(runs), noise, math.expm1(float(np.quantile(visible, POWER))), yardstick)
 
 
 def _compare(one: Rounds, other: Rounds) -> tuple[_Compared, _Compared]:

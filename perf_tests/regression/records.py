@@ -1,10 +1,12 @@
 """One case of a run: the part of its record that the gate judges, checked while it is read."""
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
-from functools import reduce
-from operator import or_
 from typing import Any, NamedTuple
+
+from perf_tests.device_state import FOREIGN_SHARE, Cores
+from perf_tests.schema import HARMFUL_THROTTLE_REASONS
 
 from .statistics import Rounds, Yardstick
 
@@ -35,14 +37,29 @@ class Parity(NamedTuple):
     token_regret_bound: float | None
 
 
+class Meanwhile(NamedTuple):
+    """What else went on during a pair of rounds.
+
+    ``foreign_share`` is how much others took of the cores that the run needs; 0 where that was not recorded.
+    """
+
+    foreign_share: float = 0.0
+    gpu_shared: bool = False
+    gpu_throttled: bool = False
+
+    @property
+    def calm(self) -> bool:
+        """Whether that disturbed none of the two."""
+        return self.foreign_share <= FOREIGN_SHARE and not self.gpu_shared and not self.gpu_throttled
+
+
 class Record(NamedTuple):
     """A case of a run.
 
     ``measured`` is false where there is nothing but an outcome, ``counted`` true where nothing was timed on purpose.
     ``seconds`` are the rounds; ``control_seconds`` the control's and ``yardstick`` what it took, paired with them. All
-    are empty where times were not looked at. ``process_rounds`` says how many of the rounds each process measured,
-    empty where there was but one. Of the GPU's samples, ``gpu_foreign_processes`` is the most and
-    ``gpu_throttle_reasons`` has the bits of all; ``None`` where there are none.
+    are empty where times were not looked at, and so is ``meanwhile``, which has what else went on during each round.
+    ``process_rounds`` says how many of the rounds each process measured, empty where there was but one.
     ``definition`` holds ``case_definition`` and the keys of ``DEFINITION``, empty in a plain record.
     """
 
@@ -62,9 +79,7 @@ class Record(NamedTuple):
     exact: Mapping[str, int | None] = {}
     parity: Parity | None = None
     fraction_of_limit: float | None = None
-    foreign_cpu_cores: float | None = None
-    gpu_foreign_processes: int | None = None
-    gpu_throttle_reasons: int | None = None
+    meanwhile: tuple[Meanwhile, ...] = ()
 
     @property
     def ran(self) -> bool:
@@ -77,8 +92,16 @@ class Record(NamedTuple):
         return Rounds(self.control_seconds, self.seconds, self.process_rounds, self.yardstick)
 
 
-def read_record(name: str, outcome: str, reason: str | None, bench: Mapping[str, Any] | None, timed: bool) -> Record:
-    """Read one entry of ``benchmarks``, if there is one and its case passed.
+def read_record(
+    name: str,
+    outcome: str,
+    reason: str | None,
+    bench: Mapping[str, Any] | None,
+    *,
+    machine_info: Mapping[str, Any],
+    timed: bool,
+) -> Record:
+    """Read one entry of ``benchmarks``, if there is one and its case passed, in a run on the machine described.
 
     Raises:
         Unreadable: a value that the gate needs is of the wrong kind.
@@ -86,8 +109,7 @@ def read_record(name: str, outcome: str, reason: str | None, bench: Mapping[str,
     bare = Record(name, outcome, reason)
     if outcome != "passed" or bench is None:
         return bare
-    info = bench.get("extra_info")
-    info = info if isinstance(info, Mapping) else {}
+    info = _mapping(bench.get("extra_info"))
     plain = "schema_version" not in info
     record = bare._replace(measured=True, plain=plain)
     if timed:
@@ -99,24 +121,15 @@ def read_record(name: str, outcome: str, reason: str | None, bench: Mapping[str,
         record = record._replace(
             yardstick=_read_yardstick(record, info.get("yardstick")),
             process_rounds=_read_process_rounds(record, info.get("process_rounds")),
+            meanwhile=_read_meanwhile(record, info, machine_info),
         )
-    params = bench.get("params")
-    implementation = params.get("implementation") if isinstance(params, Mapping) else None
-    state = info.get("device_state")
-    state = state if isinstance(state, Mapping) else {}
-    gpu = state.get("gpu")
-    gpu = gpu if isinstance(gpu, Mapping) else {}
-    foreign_processes = _read_samples(f"{name}: foreign_processes", gpu.get("foreign_processes"))
-    throttle_reasons = _read_samples(f"{name}: throttle_reasons", gpu.get("throttle_reasons"))
+    implementation = _mapping(bench.get("params")).get("implementation")
     return record._replace(
         implementation=implementation if isinstance(implementation, str) else None,
         definition=_read_definition(name, info),
         exact={key: _read_count(f"{name}: {key}", info.get(key)) for key in (*MEMORY, *COUNTERS)},
         parity=_read_parity(f"{name}: parity", info.get("parity")),
         fraction_of_limit=_number(f"{name}: {FRACTION}", info.get(FRACTION)),
-        foreign_cpu_cores=_number(f"{name}: foreign_cpu_cores", state.get("foreign_cpu_cores")),
-        gpu_foreign_processes=max(foreign_processes, default=None),
-        gpu_throttle_reasons=reduce(or_, throttle_reasons) if throttle_reasons else None,
     )
 
 
@@ -130,8 +143,7 @@ def _read_definition(name: str, info: Mapping[str, Any]) -> dict[str, object]:
 
 
 def _read_rounds(name: str, bench: Mapping[str, Any], plain: bool) -> tuple[float, ...]:
-    stats = bench.get("stats")
-    stats = stats if isinstance(stats, Mapping) else {}
+    stats = _mapping(bench.get("stats"))
     data = stats.get("data")
     rounds = len(data) if isinstance(data, list) else stats.get("rounds")
     if data is None and plain:  # saved without --benchmark-save-data
@@ -163,8 +175,7 @@ def _read_yardstick(record: Record, yardstick: object) -> Yardstick | None:
     if not isinstance(yardstick, Mapping):
         raise Unreadable(f"{where}: not an object")
     version = _read_count(f"{where}.version", yardstick.get("version"))
-    parts = yardstick.get("rounds_seconds")
-    parts = parts if isinstance(parts, Mapping) else {}
+    parts = _mapping(yardstick.get("rounds_seconds"))
     if version is None or not parts or not all(isinstance(part, list) for part in parts.values()):
         raise Unreadable(f"{where}: no version, or no rounds_seconds by part")
     return Yardstick(version, {name: _read_beside(record, f"yardstick {name}", part) for name, part in parts.items()})
@@ -204,11 +215,48 @@ def _read_count(where: str, value: object) -> int | None:
     return value
 
 
-def _read_samples(where: str, values: object) -> list[int]:
-    """Those that NVML answered."""
-    if values is not None and not isinstance(values, list):
-        raise Unreadable(f"{where}: {values!r:.60} is no list")
-    return [count for value in values or [] if (count := _read_count(where, value)) is not None]
+def _read_meanwhile(record: Record, info: Mapping[str, Any], machine_info: Mapping[str, Any]) -> tuple[Meanwhile, ...]:
+    """What else went on during each round, from ``device_state``; empty where it has no rounds."""
+    where = f"{record.id}: device_state"
+    state = _mapping(info.get("device_state"))
+    rounds, gpu = _mapping(state.get("rounds")), _mapping(state.get("gpu"))
+    if not rounds:
+        return ()
+    begins, ends, loads = (
+        _read_list(f"{where}.rounds.{key}", rounds.get(key), len(record.seconds))
+        for key in ("begin_seconds", "end_seconds", "foreign_cpu_cores")
+    )
+    times = [at or 0.0 for at in _read_list(f"{where}.gpu.at_seconds", gpu.get("at_seconds", []))]
+    processes, throttles = (
+        [_read_count(f"{where}.gpu.{key}", value) for value in _read_list(f"{where}.gpu.{key}", gpu.get(key, []))]
+        for key in ("foreign_processes", "throttle_reasons")
+    )
+    cores = Cores.of(machine_info, str(info.get("device")))
+    found = []
+    for begin, end, load in zip(begins, ends, loads, strict=True):
+        # From the sample before the round to the one after it.
+        during = slice(max(0, bisect_right(times, begin or 0.0) - 1), bisect_left(times, end or 0.0) + 1)
+        found.append(
+            Meanwhile(
+                foreign_share=cores.foreign_share(load) if load is not None else 0.0,
+                gpu_shared=any(processes[during]),
+                gpu_throttled=any((bits or 0) & HARMFUL_THROTTLE_REASONS for bits in throttles[during]),
+            )
+        )
+    return tuple(found)
+
+
+def _read_list(where: str, values: object, length: int | None = None) -> list[Any]:
+    """Numbers, or ``None`` where nothing was recorded."""
+    if not isinstance(values, list) or (length is not None and len(values) != length):
+        raise Unreadable(f"{where}: {values!r:.60} is no list" + (f" of {length} values" if length is not None else ""))
+    for value in values:
+        _number(where, value)
+    return values
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _read_parity(where: str, value: object) -> Parity | None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,6 +122,7 @@ def parse_run(document: Mapping[str, Any], name: str, *, timed: bool = True) -> 
 def _read_records(document: Mapping[str, Any], timed: bool) -> tuple[bool, dict[str, Record]]:
     """Whether the run is plain, and its cases: those selected, in their order, then whatever else was measured."""
     check_format(document)
+    read = partial(read_record, machine_info=_mapping(document.get("machine_info")))
     measured: dict[str, Mapping[str, Any]] = {}
     for index, bench in enumerate(document["benchmarks"]):
         if not isinstance(bench, Mapping) or not isinstance(bench.get("name"), str):
@@ -140,20 +142,20 @@ def _read_records(document: Mapping[str, Any], timed: bool) -> tuple[bool, dict[
     if "perf_cases" not in document:
         if ours:
             raise Unreadable("no perf_cases: which cases were selected is not known")
-        return True, {name: read_record(name, "passed", None, bench, timed) for name, bench in measured.items()}
+        return True, {name: read(name, "passed", None, bench, timed=timed) for name, bench in measured.items()}
     selected = _read_outcomes(document["perf_cases"])
     unlisted = [name for name in measured if name in ours and name not in selected]
     if unlisted:
         raise Unreadable(f"{unlisted[0]}: measured, but not in perf_cases")
     records = {
-        name: read_record(name, outcome, reason, measured.get(name), timed and name not in counted)._replace(
+        name: read(name, outcome, reason, measured.get(name), timed=timed and name not in counted)._replace(
             counted=name in counted
         )
         for name, (outcome, reason) in selected.items()
     }
     for name, bench in measured.items():
         if name not in records:  # a benchmark of something else, in the same session
-            records[name] = read_record(name, "passed", None, bench, timed)
+            records[name] = read(name, "passed", None, bench, timed=timed)
     return False, records
 
 

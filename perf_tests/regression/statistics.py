@@ -21,6 +21,7 @@ Nothing that scipy or numpy is needed for is imported before it is.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate, compress, pairwise
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -67,6 +68,21 @@ class Rounds(NamedTuple):
     seconds: Sequence[float]
     process_rounds: Sequence[int] = ()
     yardstick: Yardstick | None = None
+
+    def only(self, kept: Sequence[bool]) -> "Rounds":
+        """Those of the pairs that ``kept`` says; a process that has none of them is left out."""
+        yardstick = self.yardstick
+        if yardstick is not None:
+            parts = {name: [*compress(part, kept)] for name, part in yardstick.seconds.items()}
+            yardstick = yardstick._replace(seconds=parts)
+        ends = [*accumulate(self.process_rounds, initial=0)]
+        counts = (sum(kept[begin:end]) for begin, end in pairwise(ends))
+        return Rounds(
+            [*compress(self.control_seconds, kept)],
+            [*compress(self.seconds, kept)],
+            [count for count in counts if count],
+            yardstick,
+        )
 
     def logarithms(self) -> "npt.NDArray[np.float64]":
         """``r`` of each pair: by the control, and by the yardstick where there is one."""

@@ -14,18 +14,13 @@ KIND_OF = {TIME: TIME, PARITY: PARITY} | dict.fromkeys(MEMORY, "memory") | dict.
 BAR_OPTION = "--least-fraction-of-limit"
 # Relative growth that is allowed; growth of just that much still is.
 DEFAULTS: Mapping[str, float] = {TIME: 0.03, "memory": 0.01, "counters": 0.0}
-# ``ab`` measures both sides now, in several processes each: a smaller change counts.
-AB_DEFAULTS: Mapping[str, float] = {**DEFAULTS, TIME: 0.02}
+# Of time where several processes measured each side, as ``ab`` does: a smaller change counts.
+DEFAULT_OF_PROCESSES = 0.02
 # What this machine's noise is taken for where it was not calibrated.
 DEFAULT_NOISE = 0.03
-# A control that moved more says that the machine was another one, whatever the ratio says.
-CONTROL_SHIFT = 0.15
 # What a fraction of the limit moves by between sessions of unchanged code, since no control corrects it. Measured eight
 # times within half a minute on two cores of a shared EPYC: bandwidth 33 to 46 GB/s, matrix products 188 to 216 GFLOP/s.
 FRACTION_NOISE = 0.2
-# Other processes that keep more cores than this busy slow the rounds, and not both of a pair alike. The suite's own
-# table marks cases by the same figure.
-FOREIGN_LOAD_CORES = 0.2
 # The CUDA caching allocator reserves in segments of up to 20 MiB (c10/cuda/CUDACachingAllocator.cpp, kLargeBuffer):
 # one more or less depends on what ran before.
 RESERVED_SEGMENT_BYTES = 20 * 1024 * 1024
@@ -67,26 +62,28 @@ class Bar(NamedTuple):
 class Rules(NamedTuple):
     """All that decides a verdict, apart from the runs and the machine's noise.
 
-    ``defaults`` and ``command_line`` hold a threshold by kind; ``patterns`` and ``accepted`` come from
-    ``pyproject.toml``, and so do ``bars``, those of the command line behind them.
+    ``command_line`` holds a threshold by kind; ``patterns`` and ``accepted`` come from ``pyproject.toml``, and so do
+    ``bars``, those of the command line behind them.
     """
 
     kinds: frozenset[str] = frozenset(KINDS)
-    defaults: Mapping[str, float] = DEFAULTS
     command_line: Mapping[str, float] = {}
     patterns: Sequence[Threshold] = ()
     accepted: Sequence[Accepted] = ()
     bars: Sequence[Bar] = ()
 
-    def allowed(self, case_id: str, metric: str) -> float:
-        """Relative growth that is allowed: what was typed, else the last pattern that matches, else the default."""
+    def allowed(self, case_id: str, metric: str, processes: int = 1) -> float:
+        """Relative growth that is allowed: what was typed, else the last pattern that matches, else the default.
+
+        ``processes`` is how many measured each side.
+        """
         kind = KIND_OF[metric]
         if kind in self.command_line:
             return self.command_line[kind]
         for threshold in reversed(self.patterns):
             if threshold.covers(case_id, metric):
                 return threshold.allowed
-        return self.defaults[kind]
+        return DEFAULT_OF_PROCESSES if kind == TIME and processes > 1 else DEFAULTS[kind]
 
     def acceptance(self, case_id: str, metric: str, growth: float) -> Accepted | None:
         """The entry that accepts so much growth, if there is one."""

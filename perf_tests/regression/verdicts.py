@@ -33,6 +33,8 @@ class Finding(NamedTuple):
 
     ``change``, ``low``, ``high`` and ``allowed`` are relative to BASE: 0.05 is 5 % more. ``base``, ``head`` and
     ``least``, which HEAD must reach, are in the metric's unit: seconds for time, else the unit in its name.
+    ``disturbed`` is true where ``allowed`` is what a disturbed machine needs, and ``settled_by`` says what would settle
+    what is AMBIGUOUS.
     """
 
     metric: str
@@ -46,6 +48,8 @@ class Finding(NamedTuple):
     allowed: float | None = None
     accepted: str | None = None
     least: float | None = None
+    disturbed: bool = False
+    settled_by: str | None = None
 
 
 class CaseResult(NamedTuple):

@@ -13,7 +13,7 @@ from perf_tests.regression import command
 from perf_tests.regression.calibration import calibration_path
 from perf_tests.regression.noise import measure_noise
 from perf_tests.regression.runs import parse_run
-from tests.regression.make_runs import FLASH, MACHINE, add_yardstick, info_of, make_run, save, slow_down
+from tests.regression.make_runs import FLASH, MACHINE, add_yardstick, disturb, info_of, make_run, save, slow_down
 
 from .conftest import Lab, Repository
 
@@ -135,7 +135,7 @@ def test_another_case_keeps_its_noise(say: Say, saved: list[Path]) -> None:
 
 def test_the_smallest_visible_change_is_found_and_half_of_it_is_not(saved: list[Path]) -> None:
     records = [parse_run(make_run(seed=seed), "run").records[FLASH] for seed in range(40)]
-    visible = measure_noise(records[:12]).smallest_visible_change
+    visible = measure_noise([record.rounds for record in records[:12]]).smallest_visible_change
 
     def found(factor: float) -> float:
         regressed = 0
@@ -159,7 +159,7 @@ def judge(base: Run, head: Run) -> str:
 
 def test_a_disturbed_run_does_not_count(say: Say, saved: list[Path]) -> None:
     run = json.loads(saved[0].read_text())
-    info_of(run)["device_state"]["foreign_cpu_cores"] = 1.0
+    disturb(run)
     slow_down(run, 2.0)
     save(run, saved[0])
     assert say("--from", *saved)[0] == 0
@@ -173,10 +173,7 @@ def test_a_disturbed_run_does_not_count(say: Say, saved: list[Path]) -> None:
         (lambda run: run["machine_info"].update(package_hash="another"), "noise is that of unchanged code"),
         (lambda run: run["machine_info"].update(torch="3.0"), "unlike machines: torch"),
         (lambda run: info_of(run).update(case_definition="another"), "its definition differs"),
-        (
-            lambda run: info_of(run)["device_state"].update(foreign_cpu_cores=1.0),
-            "5 runs; at least 6 are needed, 1 more",
-        ),
+        (disturb, "5 runs; at least 6 are needed, 1 more"),
     ],
 )
 def test_runs_that_tell_no_noise_are_refused(

@@ -10,7 +10,7 @@ import pytest
 from perf_tests.ab.process import Job
 from perf_tests.package import PACKAGE
 from perf_tests.validation import validate_run
-from tests.regression.make_runs import FLASH, add_yardstick, info_of, set_outcome, slow_down
+from tests.regression.make_runs import FLASH, add_yardstick, disturb, info_of, set_outcome, slow_down
 
 from .conftest import Lab, Outcome, Repository, commit
 
@@ -189,26 +189,26 @@ def test_a_budget_is_not_overdrawn(ab: Ab, lab: Lab) -> None:
     assert len(lab.jobs) == 6
 
 
-def test_a_disturbed_block_is_left_out_where_there_are_others(ab: Ab, lab: Lab, repository: Repository) -> None:
-    def disturb(run: dict[str, Any], job: Job) -> None:
+def test_a_disturbed_process_is_left_out_where_there_are_others(ab: Ab, lab: Lab) -> None:
+    def spoil(run: dict[str, Any], job: Job) -> None:
         if len(lab.jobs) == 3:
-            info_of(run)["device_state"]["foreign_cpu_cores"] = 1.0
-            info_of(run)["control"]["rounds_seconds"] = [0.4] * 20
+            disturb(run)
+            info_of(run)["control"]["rounds_seconds"] = [0.8] * 20
 
-    lab.spoil = disturb
-    assert ab("--processes", "4").code == 0
-    run = json.loads((session_folder(repository) / "base.json").read_text())
-    assert info_of(run)["process_rounds"] == [20, 20, 20]
-    assert info_of(run)["device_state"]["foreign_cpu_cores"] < 0.2
+    lab.spoil = spoil
+    lab.factors = {"head": 1.05}
+    outcome = ab("--processes", "4")
+    assert outcome.code == 1
+    assert "20 of 80 pairs of HEAD left out" in outcome.out
 
 
-def test_all_of_it_disturbed_is_ambiguous(ab: Ab, lab: Lab) -> None:
+def test_all_of_it_disturbed_is_judged_by_what_that_changes(ab: Ab, lab: Lab) -> None:
+    lab.spoil = lambda run, job: disturb(run)
+    assert ab("--processes", "2").report["verdict"] == "PASS"
     lab.factors = {"head": 1.5}
-    lab.spoil = lambda run, job: info_of(run)["device_state"].update(foreign_cpu_cores=1.0)
-    outcome = ab("--processes", "2")
-    assert outcome.code == 0
-    assert outcome.report["verdict"] == "AMBIGUOUS"
-    assert "foreign load" in outcome.out
+    outcome = ab("--processes", "2", "--fresh")
+    assert outcome.code == 1
+    assert "HEAD was disturbed" in outcome.out
 
 
 def test_a_case_that_failed_in_one_process_failed(ab: Ab, lab: Lab) -> None:

@@ -214,6 +214,14 @@ def add_yardstick(run: dict[str, Any], *, as_slow_as: float = 1.0, version: int 
     info["yardstick"] = {"version": version, "rounds_seconds": parts}
 
 
+def disturb(run: dict[str, Any], *, cores: float = 1.0, share: float = 1.0, name: str = FLASH) -> dict[str, Any]:
+    """Let others have kept so many cores busy during the first ``share`` of a case's rounds."""
+    loads = info_of(run, name)["device_state"]["rounds"]["foreign_cpu_cores"]
+    count = round(share * len(loads))
+    loads[:count] = [cores] * count
+    return run
+
+
 def set_outcome(run: dict[str, Any], name: str, outcome: str, reason: str | None) -> None:
     """Let a case end so, with nothing measured."""
     run["benchmarks"] = [bench for bench in run["benchmarks"] if bench["name"] != name]

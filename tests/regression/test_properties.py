@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from perf_tests.cases import Case
 from perf_tests.regression import command, merge, promote
 
-from .make_runs import add_yardstick, make_counted, make_run, remove, set_outcome, slow_down
+from .make_runs import add_yardstick, disturb, make_counted, make_run, remove, set_outcome, slow_down
 
 CASES = [Case("tiny.en", layers, "single", name) for layers in (4, 2) for name in ("original", "flash")]
 IDS = [f"test_generate[{case.id}]" for case in CASES]
@@ -50,7 +50,9 @@ def runs(draw: st.DrawFn) -> dict[str, Any]:
         info = next(bench for bench in run["benchmarks"] if bench["name"] == name)["extra_info"]
         for key in ("peak_memory_allocated_bytes", "aten_op_count", "flop_count"):
             info[key] = draw(st.sampled_from([info[key], info[key], info[key] + 1, 2 * info[key], 0, None]))
-        info["device_state"]["foreign_cpu_cores"] = draw(st.sampled_from([0.0, 0.1, 5.0, None]))
+        disturb(
+            run, cores=draw(st.sampled_from([0.0, 0.1, 5.0, None])), share=draw(st.sampled_from([0.2, 1])), name=name
+        )
         slow_down(run, draw(st.sampled_from([1.0, 1.0, 1.05, 0.8, 1e6])), name)
         if info["control"] is not None and (version := draw(st.sampled_from([None, 1, 1, 2]))) is not None:
             add_yardstick(run, as_slow_as=draw(st.sampled_from([1.0, 1.2, 1e6])), version=version, name=name)

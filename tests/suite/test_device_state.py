@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from perf_tests import table
+from perf_tests.device_state import Cores
 from perf_tests.journal import Entry
 from perf_tests.measure import device, nvml
 from perf_tests.measure.device import StateWatch
@@ -251,28 +252,35 @@ def make_entry(state: dict[str, Any], name: str = "case") -> Entry:
     return Entry(f"test_generate[{name}]", "passed", None, bench | {"params": {"setting": "single"}}, 0)
 
 
+CORES = Cores(needed=2, spare=0)
 CALM = {"foreign_cpu_cores": 0.0, "rounds": {"foreign_cpu_cores": [0.0, 0.1, 0.02]}, "gpu": None}
 
 
 @pytest.mark.parametrize(
     ("state", "note"),
     [
-        ({"foreign_cpu_cores": 0.9}, "! others kept over 0.2 cores busy"),
+        ({"foreign_cpu_cores": 0.9}, "! others used cores that the rounds need"),
         ({"gpu": make_gpu_samples(foreign_processes=[0, None, 1])}, "! others"),
         ({"gpu": make_gpu_samples(throttle_reasons=[0, 0x40, None])}, "! the GPU's clocks were throttled"),
     ],
 )
 def test_what_was_measured_on_a_busy_machine_is_flagged(state: dict[str, Any], note: str) -> None:
     idle_and_capped = make_gpu_samples(throttle_reasons=[0x4, 0x5, None])
-    assert "!" not in table.render_table([make_entry(CALM | {"gpu": idle_and_capped})], colour=False)
-    text = table.render_table([make_entry(CALM | state)], colour=False)
+    assert "!" not in table.render_table([make_entry(CALM | {"gpu": idle_and_capped})], CORES, colour=False)
+    text = table.render_table([make_entry(CALM | state)], CORES, colour=False)
     assert "100.0 !" in text
     assert note in text
 
 
+def test_cores_that_the_rounds_leave_idle_are_free() -> None:
+    busy = [make_entry(CALM | {"foreign_cpu_cores": 2.5})]
+    for cores, flagged in ((Cores(2, 2), True), (Cores(2, 14), False), (Cores(16, 0), True), (Cores(64, 0), False)):
+        assert ("!" in table.render_table(busy, cores, colour=False)) is flagged
+
+
 def meanwhile(*entries: Entry) -> list[list[str]]:
     """The rows of the table's part on the machine's state."""
-    text = table.render_table(entries, colour=False)
+    text = table.render_table(entries, CORES, colour=False)
     part = text.partition("meanwhile (least / median / most)")[2].partition("time: median")[0]
     return [re.split("  +", line.strip()) for line in part.splitlines() if line.strip(" ─")]
 
@@ -304,5 +312,5 @@ def test_a_load_that_came_and_went_is_shown() -> None:
 
 def test_that_nothing_is_known_of_a_gpu_is_said_once() -> None:
     silent = CALM | {"gpu": {"at_seconds": [], "sm_clock_hz": []}}
-    text = table.render_table([make_entry(silent, "one"), make_entry(silent, "other")], colour=False)
+    text = table.render_table([make_entry(silent, "one"), make_entry(silent, "other")], CORES, colour=False)
     assert text.count("the GPU's clocks are not known") == 1

@@ -47,6 +47,7 @@ def _measure(arguments: list[str]) -> int:
     add_shards(parser)
     add("--budget", default="", metavar="MINUTES", help="of `ab`")
     add("--processes", default="", metavar="N", help="of `ab`")
+    add_strict(parser)
     options = parser.parse_args(own)
     options.out.mkdir(parents=True, exist_ok=True)
     try:
@@ -130,6 +131,11 @@ def add_shards(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shards", default="1", metavar="N", help=text)
 
 
+def add_strict(parser: argparse.ArgumentParser) -> None:
+    """Add ``--strict``."""
+    parser.add_argument("--strict", action="store_true", help="what could not be judged ends with 1 too")
+
+
 def count_shards(text: str) -> int:
     """How many parts ``--shards`` means.
 
@@ -169,6 +175,7 @@ def _run_ab(base: str, options: argparse.Namespace, pytest_arguments: list[str])
     for name in ("budget", "processes"):
         if getattr(options, name):
             command += [f"--{name}", getattr(options, name)]
+    command += ["--strict"] if options.strict else []
     code = _perf_tests(*command, "--", *pytest_arguments)
     if not (out / VERDICTS).exists() or not (out / REPORT).exists():
         refuse(out, f"the measurement ended with exit code {code} and no verdict; see the job's log")
@@ -181,18 +188,19 @@ def _report(arguments: list[str]) -> int:
     parser = make_parser("ci report", "Put the shards of one GPU model together into one comparison.")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder for the result")
     add_shards(parser)
+    add_strict(parser)
     parser.add_argument("folder", type=Path, metavar="DIR", help="the folder of the folders that `ci measure` left")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     try:
         folders = sorted(options.folder.iterdir()) if options.folder.is_dir() else []
-        return join_shards(folders, count_shards(options.shards), options.out)
+        return join_shards(folders, count_shards(options.shards), options.out, strict=options.strict)
     except BadInputError as error:
         refuse(options.out, str(error))
         raise
 
 
-def join_shards(folders: list[Path], expected: int, out: Path) -> int:
+def join_shards(folders: list[Path], expected: int, out: Path, *, strict: bool = False) -> int:
     """Merge both sides of all shards and compare them; a single shard has its verdict already.
 
     Raises:
@@ -215,7 +223,7 @@ def join_shards(folders: list[Path], expected: int, out: Path) -> int:
         code = _perf_tests("merge", str(out / side), *(str(folder / side) for folder in present))
         if code:
             raise BadInputError(f"{side}: the shards cannot be merged")
-    code = _compare(out)
+    code = _compare(out, *(["--strict"] if strict else []))
     make_page(out)
     return code
 

@@ -13,7 +13,11 @@ from perf_tests.cases import Case
 from perf_tests.ci import command
 from perf_tests.ci.command import PAGE, REPORT, VERDICTS, count_shards
 from perf_tests.plan import BadInputError
-from tests.regression.make_runs import CELL, make_run, save
+from perf_tests.regression.comparison import compare_runs
+from perf_tests.regression.config import read_config
+from perf_tests.regression.runs import read_run
+from perf_tests.regression.thresholds import Rules
+from tests.regression.make_runs import CELL, FLASH, info_of, make_gpu_samples, make_run, save, slow_down
 from tests.suite.runs import ROOT, run
 
 
@@ -46,11 +50,24 @@ def test_inputs_reach_pytest_as_single_arguments(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(command, "choose_base", lambda *arguments, **options: "0123")
     monkeypatch.setattr(command, "_perf_tests", lambda *arguments: called.append(arguments) or 0)
     hostile = "--co; $(rm) --perf-preset=full"
-    options = ["--filter", hostile, "--preset", "quick", "--shard", "2", "--shards", "[1, 2]", "--budget", "5"]
+    options = [
+        "--filter",
+        hostile,
+        "--preset",
+        "quick",
+        "--shard",
+        "2",
+        "--shards",
+        "[1, 2]",
+        "--budget",
+        "5",
+        "--strict",
+    ]
     command.main(["measure", "--out", str(tmp_path), *options, "--", "--perf-rounds", "3"])
     ab, given = called[0], called[0][called[0].index("--") + 1 :]
     assert ab[:3] == ("ab", "0123", ".")
     assert ab[ab.index("--budget") : ab.index("--budget") + 2] == ("--budget", "5")
+    assert "--strict" in ab
     assert f"-k={hostile}" in given
     assert "--perf-preset=quick" in given
     assert given[-6:] == ("--splits", "2", "--group", "2", "--perf-rounds", "3")
@@ -92,6 +109,48 @@ def test_shards_become_one_comparison(shards: Path, tmp_path: Path, monkeypatch:
     cases = {case["id"] for case in verdicts_of(tmp_path / "out")["cases"]}
     assert {case.partition("[")[2].partition("-")[0] for case in cases} == {"tiny.en", "base.en"}
     assert "tiny.en-4-single-flash" in (tmp_path / "out" / REPORT).read_text()
+
+
+def test_shards_are_judged_as_an_unsharded_job_is(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the thresholds of `pyproject.toml`, and else by what is allowed where several processes measured."""
+    monkeypatch.chdir(tmp_path)
+    for folder in shards.iterdir():
+        for side, factor in (("base", 1.0), ("head", 1.05)):
+            run = json.loads((folder / f"{side}.json").read_text())
+            (name,) = (bench["name"] for bench in run["benchmarks"] if bench["name"].endswith("-flash]"))
+            info_of(run, name)["process_rounds"] = [5, 5, 5, 5]
+            slow_down(run, factor, name)
+            save(run, folder / f"{side}.json")
+    for config in ("", '[[tool.perf_tests.thresholds]]\ncase = "*tiny.en-4-*"\nmetric = "time"\npercent = 10\n'):
+        (tmp_path / "pyproject.toml").write_text(config)
+        rules = Rules(patterns=read_config(tmp_path / "pyproject.toml").thresholds)
+        alone = {}
+        for folder in shards.iterdir():
+            base, head = (read_run(folder / f"{side}.json") for side in ("base", "head"))
+            alone |= {case.id: case.verdict for case in compare_runs(base, head, rules).cases}
+        join(shards, tmp_path / "out", 2)
+        joined = {case["id"]: case["verdict"] for case in verdicts_of(tmp_path / "out")["cases"]}
+        assert joined == alone
+        assert joined[FLASH] == ("PASS" if config else "REGRESSED")
+        assert joined["test_generate[base.en-6-single-flash]"] == "REGRESSED"
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_what_shards_leave_open_fails_a_strict_job(
+    strict: bool, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    folder = shards / "perf-shard-gpu-1"
+    head = json.loads((folder / "head.json").read_text())
+    info_of(head)["device_state"]["gpu"] = make_gpu_samples(foreign_processes=[1, 1, 1])
+    save(head, folder / "head.json")
+    out = tmp_path / "out"
+    options = ["--strict"] if strict else []
+    assert command.main(["report", "--out", str(out), "--shards", "2", *options, str(shards)]) == strict
+    assert f"not judged: {FLASH}; what would settle it: both sides measured anew" in str(verdicts_of(out)["notes"])
+    assert "not judged" in (out / REPORT).read_text()
 
 
 def test_a_missing_shard_is_no_pass(shards: Path, tmp_path: Path) -> None:

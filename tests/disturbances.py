@@ -1,61 +1,105 @@
-"""How far a disturbed machine moves a verdict on time, from real runs: what the rule of ``regression/disturbance.py``
-follows from, and what it is held to.
+"""How far a disturbed machine moves a verdict on time, from real runs: what ``regression/disturbance.py`` follows from,
+and what the tests hold it to.
 
-    python tests/disturbances.py bank DIR            # measure what is missing: an hour; leave the machine alone
+    python tests/disturbances.py bank DIR            # measure what is missing: two hours; leave the machine alone
     python tests/disturbances.py condense DIR FILE   # what the gate judges of it, as one small JSON
     python tests/disturbances.py report FILE         # the table of docs/gate.md
+    python tests/disturbances.py jobs DIR            # `ab` of this commit with itself, again and again: two hours more
 
-A run is a process that measures tiny.en-2-single's flash as ``pytest perf_tests`` does, with 8 pairs of rounds of each
-slow-down: they take turns, pair after pair, so that four runs share a process and nothing else.
+A run is a process that measures tiny.en-2-single's flash as ``pytest perf_tests`` does. Its slow-downs take turns, pair
+after pair of rounds, so that four runs share a process and nothing else.
 """
 
 import argparse
+import json
+import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
 
 from perf_tests.ab.process import Job, measure
+from perf_tests.device_state import Cores
+from perf_tests.regression.calibration import Noise
+from perf_tests.regression.judging import judge_case
+from perf_tests.regression.pairs import Pair
+from perf_tests.regression.records import Meanwhile, Record
+from perf_tests.regression.statistics import Yardstick
+from perf_tests.regression.thresholds import DEFAULT_NOISE, TIME, Rules
+from perf_tests.regression.verdicts import Verdict
 
 ROOT = Path(__file__).parents[1]
 CASE = "test_generate[tiny.en-2-single-flash]"
 DELAYS = (0.0, 0.08, 0.3, 1.0)
-PAIRS = 8
 RUNS = 12
+JOBS = 20
+JOB_MINUTES = 6
 SPIN = "while True: pass"
 COPY = "import numpy as np\na, b = np.zeros(2**25), np.ones(2**25)\nwhile True: np.copyto(a, b)"
-# What else runs meanwhile, each in a process of its own.
-COLUMNS: Mapping[str, Sequence[str]] = {
-    "calm": (),
-    "one busy core": (SPIN,),
-    "both busy": (SPIN, SPIN),
-    "a copy loop": (COPY,),
+
+
+class Column(NamedTuple):
+    """How many pairs a run has of each slow-down, and what else runs meanwhile, each in a process of its own."""
+
+    pairs: int
+    others: Sequence[str] = ()
+
+
+# More pairs where the smallest slow-down is to be found; a run has 28 or so by default.
+COLUMNS: Mapping[str, Column] = {
+    "calm": Column(16),
+    "one busy core": Column(8, (SPIN,)),
+    "both busy": Column(8, (SPIN, SPIN)),
+    "a copy loop": Column(8, (COPY,)),
 }
+ORDINARY = ("--perf-device=cpu", "--perf-dataset=synthetic")
+MEASURED_ON = Cores(needed=2, spare=0)
 
 
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("bank").add_argument("folder", type=Path)
+    for name, arguments in {
+        "bank": ("folder",),
+        "jobs": ("folder",),
+        "condense": ("folder", "file"),
+        "report": ("file",),
+    }.items():
+        command = commands.add_parser(name)
+        for argument in arguments:
+            command.add_argument(argument, type=Path)
     options = parser.parse_args()
-    bank(options.folder.resolve())
+    if options.command == "bank":
+        bank(options.folder.resolve())
+    elif options.command == "jobs":
+        run_jobs(options.folder.resolve())
+    elif options.command == "condense":
+        options.file.write_text(json.dumps(condense(options.folder)) + "\n", encoding="utf-8")
+    else:
+        report(read_runs(options.file))
+
+
+# The bank
 
 
 def bank(folder: Path) -> None:
     """Measure what is missing, the columns in turn, so that what drifts over the hour is in all of them."""
     os.environ["PERF_PLANTED_DELAY"] = ",".join(map(str, DELAYS))
-    arguments = ("--perf-device=cpu", "--perf-dataset=synthetic", f"--perf-rounds={PAIRS * len(DELAYS)}")
+    target = f"perf_tests/test_generate.py::{CASE}"
     for number in range(1, RUNS + 1):
-        for column, others in COLUMNS.items():
-            out = folder / column.replace(" ", "-") / f"{number:03}.json"
+        for name, column in COLUMNS.items():
+            out = folder / name.replace(" ", "-") / f"{number:03}.json"
             if not out.exists():
-                print(f"{column} {number} of {RUNS}", flush=True)
-                with beside(others):
-                    target = f"perf_tests/test_generate.py::{CASE}"
-                    measure(Job(ROOT, out, (target,), (*arguments, "-p", "tests.planted_delay")))
+                print(f"{name} {number} of {RUNS}", flush=True)
+                rounds = f"--perf-rounds={column.pairs * len(DELAYS)}"
+                with beside(column.others):
+                    measure(Job(ROOT, out, (target,), (*ORDINARY, rounds, "-p", "tests.planted_delay")))
 
 
 @contextmanager
@@ -68,6 +112,143 @@ def beside(programs: Sequence[str]) -> Iterator[None]:
         for process in processes:
             process.kill()
             process.wait()
+
+
+def condense(folder: Path) -> dict[str, Any]:
+    """What the gate judges of a bank's runs: seconds to 10 microseconds, by column and slow-down."""
+    runs: dict[str, dict[str, list[Any]]] = {}
+    document: dict[str, Any] = {}
+    for column in COLUMNS:
+        for path in sorted((folder / column.replace(" ", "-")).glob("*.json")):
+            document = json.loads(path.read_bytes())
+            (bench,) = document["benchmarks"]
+            info = bench["extra_info"]
+            figures = {
+                "seconds": bench["stats"]["data"],
+                "control": info["control"]["rounds_seconds"],
+                **info["yardstick"]["rounds_seconds"],
+                "foreign_cpu_cores": info["device_state"]["rounds"]["foreign_cpu_cores"],
+            }
+            for delay in DELAYS:
+                own = [at for at, planted in enumerate(document["planted_delays"]) if planted == delay]
+                run = {name: [round(values[at], 5) for at in own] for name, values in figures.items()}
+                runs.setdefault(column, {}).setdefault(str(delay), []).append(run)
+    machine = document["machine_info"]
+    return {
+        "cpu": machine["cpu"]["brand_raw"],
+        "family_and_model": [machine["cpu"]["family"], machine["cpu"]["model"]],
+        **{key: machine[key] for key in ("thread_count", "openmp_waiting", "torch", "transformers", "package_hash")},
+        "datetime": document["datetime"],
+        "runs": runs,
+    }
+
+
+# What a job for a pull request makes of unchanged code
+
+
+def run_jobs(folder: Path) -> None:
+    """Run what is missing of the jobs, and print how many of them were green."""
+    for number in range(1, JOBS + 1):
+        for name in ("calm", "one busy core"):
+            verdicts = folder / name.replace(" ", "-") / f"{number:03}.json"
+            if not verdicts.exists():
+                verdicts.parent.mkdir(parents=True, exist_ok=True)
+                start = time.monotonic()
+                with beside(COLUMNS[name].others):
+                    code = run_job(verdicts)
+                minutes = (time.monotonic() - start) / 60
+                print(f"{name} {number} of {JOBS}: exit code {code} after {minutes:.1f} minutes", flush=True)
+    for name in ("calm", "one busy core"):
+        found = [json.loads(path.read_bytes()) for path in (folder / name.replace(" ", "-")).glob("*.json")]
+        print(f"{name}: {sum(job['exit_code'] == 0 for job in found)} of {len(found)} green")
+
+
+def run_job(verdicts: Path) -> int:
+    """One job, its exit code."""
+    command = [sys.executable, "-m", "perf_tests", "ab", ".", ".", "--same", "--strict", f"--budget={JOB_MINUTES}"]
+    command += ["--json", str(verdicts), "--fresh", "--", *ORDINARY, "-k", "tiny.en-2-single"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode
+
+
+# What the gate makes of it
+
+
+def read_runs(path: Path, cores: Cores = MEASURED_ON) -> dict[tuple[str, float], list[Record]]:
+    """The runs by column and slow-down, their loads as a machine of these ``cores`` has them."""
+    columns = json.loads(path.read_bytes())["runs"]
+    return {
+        (column, float(delay)): [make_record(run, cores) for run in runs]
+        for column, by_delay in columns.items()
+        for delay, runs in by_delay.items()
+    }
+
+
+def make_record(run: Mapping[str, Sequence[float]], cores: Cores) -> Record:
+    """A run as the gate reads it."""
+    return Record(
+        id=CASE,
+        outcome="passed",
+        reason=None,
+        measured=True,
+        implementation="flash",
+        seconds=tuple(run["seconds"]),
+        control="original",
+        control_seconds=tuple(run["control"]),
+        yardstick=Yardstick(1, {part: run[part] for part in ("encoder", "decoding")}),
+        meanwhile=tuple(Meanwhile(cores.foreign_share(load)) for load in run["foreign_cpu_cores"]),
+    )
+
+
+class Rate(NamedTuple):
+    """How many of so many comparisons said REGRESSED."""
+
+    found: int
+    of: int
+
+    def __str__(self) -> str:
+        return f"{self.found} of {self.of}"
+
+
+def rate(bases: Sequence[Record], heads: Sequence[Record]) -> Rate:
+    """Every run of HEAD with the run of BASE that was measured next, by the default rules."""
+    pairs = [(bases[(number + 1) % len(bases)], head) for number, head in enumerate(heads)]
+    verdicts = [judge(base, head) for base, head in pairs]
+    return Rate(sum(verdict is Verdict.REGRESSED for verdict in verdicts), len(verdicts))
+
+
+def judge(base: Record, head: Record) -> Verdict | None:
+    """The verdict on time, on a machine that was not calibrated."""
+    rules, noise = Rules(kinds=frozenset({TIME})), Noise(DEFAULT_NOISE, calibrated=False)
+    finding = judge_case(Pair(CASE, base, head), rules, noise).finding(TIME)
+    return finding.verdict if finding is not None else None
+
+
+def report(runs: Mapping[tuple[str, float], Sequence[Record]]) -> None:
+    """Print the table, in Markdown, and what unchanged code changes by."""
+    print(f"| HEAD | {' | '.join(f'{100 * delay:g} % slower' for delay in DELAYS)} |")
+    print("|---|" + "---:|" * len(DELAYS))
+    for what, base_of in (("BASE calm", lambda column: "calm"), ("BASE alike", lambda column: column)):
+        for column in COLUMNS:
+            rates = [rate(runs[base_of(column), 0.0], runs[column, delay]) for delay in DELAYS]
+            print(f"| {column}, {what} | {' | '.join(map(str, rates))} |")
+    for column in COLUMNS:
+        changes = sorted(changes_of_unchanged(runs, column))
+        most = changes[math.ceil(0.98 * len(changes)) - 1]
+        print(f"{column}: unchanged code against a calm run changes by up to {100 * most:.1f} %, 98 times of 100")
+
+
+def changes_of_unchanged(runs: Mapping[tuple[str, float], Sequence[Record]], column: str) -> Iterator[float]:
+    """By how much every run of a column differs from every calm one, whatever was planted: that is taken out."""
+    for delay in DELAYS:
+        for number, head in enumerate(runs[column, delay]):
+            for other, base in enumerate(runs["calm", 0.0]):
+                if number != other:
+                    yield abs(math.expm1(change_of(base, head) - math.log1p(delay)))
+
+
+def change_of(base: Record, head: Record) -> float:
+    """The logarithm by which flash's corrected time changes."""
+    return median(base.rounds.logarithms()) - median(head.rounds.logarithms())
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from .thresholds import (
 from .verdicts import CaseResult, Finding, Verdict, conclude, worst_of
 
 UNCORRECTED = "uncorrected time"
-DISTURBED = "on a disturbed machine"
+DISTURBED = "noise of a disturbed machine"
 MORE_ROUNDS = "more rounds (ab --budget MINUTES)"
 OPTIONAL = frozenset(field.name for field in EXTRA_INFO if field.nullable)
 OPTIONAL_COUNTED = frozenset(field.name for field in COUNTED_INFO if field.nullable)
@@ -114,7 +114,7 @@ def _judge_corrected(base: Record, head: Record, rules: Rules, noise: Noise) -> 
     sources = {
         "threshold": rules.allowed(base.id, TIME, processes),
         "noise": noise.noise / math.sqrt(processes),
-        DISTURBED: timed.noise or 0.0,
+        DISTURBED: (timed.noise or 0.0) / math.sqrt(processes),
     }
     source = max(sources, key=sources.__getitem__)
     allowed = sources[source]

@@ -4,9 +4,21 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
+from perf_tests.plan import BadInputError
+
 PACKAGE = "whisper_flash_attention"
 # Of the compiled step the sources: the library is made from them, and differs from compiler to compiler.
 SOURCES = {".py", ".cpp", ".h"}
+
+
+class SamePackageError(BadInputError):
+    """Both sides are one package, whose hash is given."""
+
+    def __init__(self, package_hash: object) -> None:
+        super().__init__(
+            f"BASE and HEAD are the same package ({package_hash}): there is no change to judge; --same, of compare and"
+            " ab, compares them all the same and shows what noise does"
+        )
 
 
 def hash_package(folder: Path) -> str:

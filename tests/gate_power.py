@@ -6,7 +6,8 @@
 Not a test: nothing here runs with the tests, and what it prints depends on the machine. A banked run is a plain run of
 the quick preset's ``tiny.en-4-single-flash``; ``short`` ones are processes as ``ab`` runs them. Rates come with their
 Clopper-Pearson interval over the resampled pairs; since a run is in many pairs, it is narrower than that of as many
-fresh pairs would be. What is exact (memory, counters, parity, outcomes) is planted in copies of the banked runs.
+fresh pairs would be. All are of one package: delays are planted from outside of it, what is exact (memory, counters,
+parity, outcomes) in copies of the banked runs.
 """
 
 import argparse
@@ -180,7 +181,7 @@ def resampler(most: int) -> Callable[[Sequence[Run], Sequence[Run]], list[tuple[
 def rate(what: str, pairs: Iterable[tuple[Run, Run]], bar: str, met: Callable[[float], bool]) -> Row:
     """How often the gate fails, at its defaults, beside how often ``--benchmark-compare-fail=median:5%`` does."""
     pairs = [*pairs]
-    hits = sum(is_found(compare_runs(base, head, Rules())) for base, head in pairs)
+    hits = sum(is_found(compare_runs(base, head, Rules(), same=True)) for base, head in pairs)
     plain = sum(plain_gate_fails(base, head) for base, head in pairs)
     return Row(what, hits, len(pairs), bar, bool(pairs) and met(hits / len(pairs)), plain)
 
@@ -198,7 +199,7 @@ def rate_of_ab(
             others = drawn[AB_BLOCKS:] if heads is bases else rng.sample(heads, AB_BLOCKS)
             sides = (pool_runs(side, {"id": name}) for side, name in ((drawn[:AB_BLOCKS], "base"), (others, "head")))
             base, head = (parse_run(document, "side") for document in sides)
-            hits += is_found(compare_runs(base, head, rules))
+            hits += is_found(compare_runs(base, head, rules, same=True))
     return Row(what, hits, trials, bar, bool(trials) and met(hits / trials))
 
 
@@ -210,7 +211,7 @@ def rate_of_exact(what: str, runs: Sequence[Run], plant: Callable[[Document], No
         ours, theirs = (with_another_case(run.document) for run in (base, head))
         plant(theirs)
         trials += 1
-        hits += is_found(compare_runs(parse_run(ours, "base"), parse_run(theirs, "planted"), rules))
+        hits += is_found(compare_runs(parse_run(ours, "base"), parse_run(theirs, "planted"), rules, same=True))
     return Row(what, hits, trials, "100 %", trials > 0 and hits == trials)
 
 

@@ -29,7 +29,7 @@ from .arguments import (
     with_default,
 )
 from .session import LEAST_BLOCKS, Limits, Pooled, Session, run_session
-from .trees import digest_of, find_repository, find_revision, make_sides
+from .trees import check_packages, digest_of, find_repository, find_revision, make_sides
 
 BLOCKS = 6
 # Many short processes tell more than few long ones, down to where starting one takes as long as measuring.
@@ -52,6 +52,8 @@ def measure_and_compare(options: argparse.Namespace, arguments: Sequence[str]) -
     rules = make_rules(options, read_config(options.config or find_config()))
     repository = find_repository(Path.cwd())
     base, head = (find_revision(repository, asked) for asked in (options.base, options.head))
+    if not options.same:
+        check_packages(repository, base, head)
     arguments = with_defaults(arguments)
     name = session_name("ab", [digest_of(repository, base), digest_of(repository, head), *arguments])
     folder = options.keep or repository / SESSIONS / name
@@ -62,7 +64,7 @@ def measure_and_compare(options: argparse.Namespace, arguments: Sequence[str]) -
             sides = make_sides(repository, base, head, trees)
             session = Session(name, folder, sides, arguments, partial(tell, "ab"))
             _prepare(session, fresh=options.fresh)
-            return run_session(session, limits, lambda pooled: _compare(pooled, rules, options.strict))
+            return run_session(session, limits, lambda pooled: _compare(pooled, rules, options))
         finally:
             shutil.rmtree(trees, ignore_errors=True)
 
@@ -81,16 +83,14 @@ def _prepare(session: Session, *, fresh: bool) -> None:
     session.tell(
         f"base {base.revision} (package {base.package_hash}), head {head.revision} (package {head.package_hash})"
     )
-    if base.package_hash == head.package_hash:
-        session.tell("both sides have the same package: whatever differs is noise")
     done = 0 if fresh else session.resume()
     if done:
         session.tell(f"what was measured before it was interrupted is kept: {count_of(done, 'run')}")
 
 
-def _compare(pooled: Pooled, rules: Rules, strict: bool) -> Comparison:
+def _compare(pooled: Pooled, rules: Rules, options: argparse.Namespace) -> Comparison:
     base, head = pooled.runs()
-    return compare_runs(base, head, rules, strict=strict)
+    return compare_runs(base, head, rules, strict=options.strict, same=options.same)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:

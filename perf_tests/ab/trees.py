@@ -10,10 +10,12 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from perf_tests.package import PACKAGE, hash_files, hash_package
+from perf_tests.git import find_commit, run_git
+from perf_tests.package import PACKAGE, SamePackageError, hash_files, hash_package
 from perf_tests.plan import BadInputError
 from perf_tests.regression.text import clean
 
@@ -51,7 +53,7 @@ def find_repository(start: Path) -> Path:
     Raises:
         BadInputError: there is none, or it is no checkout of this project.
     """
-    root = Path(_git(start, "rev-parse", "--show-toplevel").decode().strip())
+    root = Path(run_git(start, "rev-parse", "--show-toplevel").decode().strip())
     for part in ("perf_tests", PACKAGE):
         if not (root / part).is_dir():
             raise BadInputError(f"{clean(root)}: no {part}/ there; run this from a checkout of the project")
@@ -62,15 +64,31 @@ def find_revision(repository: Path, asked: str) -> Revision:
     """The commit that ``asked`` means; ``.`` is the working tree.
 
     Raises:
-        BadInputError: git knows no such commit.
+        BadInputError: git knows no such commit, or does not work here.
     """
     if asked == WORKING_TREE:
-        dirty = bool(_git(repository, "status", "--porcelain").strip())
-        return Revision(asked, _commit(repository, "HEAD"), dirty, working_tree=True)
-    commit = _commit(repository, asked)
+        dirty = bool(run_git(repository, "status", "--porcelain").strip())
+        return Revision(asked, find_commit(repository, "HEAD"), dirty, working_tree=True)
+    commit = find_commit(repository, asked)
     if commit is None:
         raise BadInputError(f"{clean(asked)}: no such commit; give a commit, a branch, a tag, or '.' for this tree")
     return Revision(asked, commit, dirty=False, working_tree=False)
+
+
+def check_packages(repository: Path, base: Revision, head: Revision) -> None:
+    """Refuse two revisions with one package, before anything is built or measured.
+
+    Raises:
+        SamePackageError: they are.
+        BadInputError: a revision has no package.
+    """
+    hashes = set()
+    for revision in (base, head):
+        with tempfile.TemporaryDirectory() as folder:
+            fill(Path(folder), repository, revision, PACKAGE)
+            hashes.add(hash_package(Path(folder, PACKAGE)))
+    if len(hashes) == 1:
+        raise SamePackageError(hashes.pop())
 
 
 def make_sides(repository: Path, base: Revision, head: Revision, folder: Path) -> tuple[Side, Side]:
@@ -102,7 +120,7 @@ def fill(tree: Path, repository: Path, revision: Revision, part: str = ".") -> N
     tree.mkdir(parents=True, exist_ok=True)
     if not revision.working_tree:
         try:
-            archive = _git(repository, "archive", "--format=tar", str(revision.commit), "--", part)
+            archive = run_git(repository, "archive", "--format=tar", str(revision.commit), "--", part)
         except BadInputError:
             raise BadInputError(f"{clean(revision.asked)}: has no {part}/") from None
         with tarfile.open(fileobj=io.BytesIO(archive)) as files:
@@ -141,23 +159,5 @@ def digest_of(repository: Path, revision: Revision) -> str:
 
 def list_files(repository: Path, part: str = ".") -> list[Path]:
     """The working tree's files below ``part`` that git tracks or would: some may have been deleted."""
-    listed = _git(repository, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", part)
+    listed = run_git(repository, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", part)
     return [repository / name for name in listed.decode(errors="surrogateescape").split("\0") if name]
-
-
-def _commit(repository: Path, asked: str) -> str | None:
-    try:
-        found = _git(repository, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{asked}^{{commit}}")
-    except BadInputError:
-        return None
-    return found.decode().strip()
-
-
-def _git(folder: Path, *arguments: str) -> bytes:
-    try:
-        return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, check=True).stdout
-    except FileNotFoundError:
-        raise BadInputError("git is not installed, and two commits cannot be had without it") from None
-    except subprocess.CalledProcessError as error:
-        lines = error.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {error.returncode}"]
-        raise BadInputError(f"git {arguments[0]}: {clean(lines[0])}") from None

@@ -45,7 +45,15 @@ def _compare(options: argparse.Namespace) -> Comparison:
     base_at, head_at = (locate(reference, storage) for reference in (options.base, options.head))
     timed = not rules.kinds.isdisjoint(TIMED_KINDS)
     base, head = (read_run(found.path, found.name, timed=timed) for found in (base_at, head_at))
-    comparison = compare_runs(base, head, rules, allow=options.allow, base_chosen=base_at.chosen, strict=options.strict)
+    comparison = compare_runs(
+        base,
+        head,
+        rules,
+        allow=options.allow,
+        base_chosen=base_at.chosen,
+        strict=options.strict,
+        same=options.same,
+    )
     if options.explain:
         return comparison._replace(explanations=explain_runs(base.document, head.document))
     return comparison

@@ -6,13 +6,14 @@ from collections.abc import Collection, Mapping, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
+from perf_tests.package import SamePackageError
 from perf_tests.plan import BadInputError
 
 from .calibration import Calibration, Noise, read_calibration
 from .explain import Explanation, to_json
-from .fingerprint import SPEED_ONLY, STEP
+from .fingerprint import SPEED_ONLY, STEP, Difference
 from .judging import UNCORRECTED, judge_case
-from .pairs import Pair, pair_runs
+from .pairs import Pair, definition_differences, pair_runs
 from .patterns import matches
 from .records import FRACTION
 from .runs import Run
@@ -88,15 +89,20 @@ def compare_runs(
     allow: Collection[str] = (),
     base_chosen: bool = True,
     strict: bool = False,
+    same: bool = False,
 ) -> Comparison:
     """Judge every case of both runs.
 
     Raises:
+        SamePackageError: both are of one package and nothing else is compared, and that is not asked for (``same``).
         BadInputError: the runs cannot be compared; one line that says why.
     """
     counted = base.counted and head.counted
     timed = TIME in rules.kinds and not counted
     pairs, differences = pair_runs(base, head, (*allow, *(SPEED_ONLY if counted else ())), timed=TIME in rules.kinds)
+    same_package = _measured_the_same(base, head, (*differences, *definition_differences(pairs)), allow)
+    if same_package and not same:
+        raise SamePackageError(clean(base.package_hash))
     if rules.kinds == {LIMIT} and not rules.bars:
         raise BadInputError(f"--only {LIMIT}: nothing must be reached; give {BAR_OPTION}, or `least` in pyproject.toml")
     for bar in rules.bars:
@@ -110,6 +116,8 @@ def compare_runs(
     if base.plain or head.plain:
         names = " and ".join(name for name, run in (("BASE", base), ("HEAD", head)) if run.plain)
         notes.append(f"{names}: plain pytest-benchmark without the suite's keys: uncorrected times are all there is")
+    if same_package:
+        notes.append(f"both runs measured the same package ({clean(base.package_hash)}): what differs is noise")
     if not base_chosen:
         notes.append(
             f"BASE is {clean(base.name.partition(':')[0])}, whatever was saved then, and not a baseline that anybody"
@@ -138,6 +146,18 @@ def compare_runs(
     notes += _calibration_notes(cases, pairs, calibrations)
     notes += _drift_notes(cases, pairs)
     return Comparison(base.describe(), head.describe(), verdict, code, cases, tuple(notes))
+
+
+def _measured_the_same(base: Run, head: Run, found: Collection[Difference], allow: Collection[str]) -> bool:
+    """Whether both runs are of one package, and of the differences that were ``found`` none is what is compared.
+
+    One that somebody allowed is; so is one of machines where only exact numbers are judged, if those depend on it.
+    """
+    compared = any(
+        difference.base != difference.head and (difference.key in allow or difference.key not in SPEED_ONLY)
+        for difference in found
+    )
+    return base.package_hash is not None and base.package_hash == head.package_hash and not compared
 
 
 def _check_bar(bar: Bar, pairs: Collection[Pair]) -> None:

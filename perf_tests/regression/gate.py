@@ -40,6 +40,8 @@ def add_gate_options(parser: argparse.ArgumentParser) -> None:
         help="what HEAD's components must reach of the machine's limit, or they regressed: 0.5 for those of flash,"
         " 'test_decode_step[*-flash]=0.5' for those of a pattern; may be given several times (default: nothing)",
     )
+    add("--same", action="store_true", help="compare one package with itself too: what differs then is noise")
+    add("--note", action="append", default=[], metavar="TEXT", help="a line for the report; may be given several times")
     add("--config", type=Path, metavar="FILE", help="another pyproject.toml with a [tool.perf_tests] table")
 
 
@@ -73,7 +75,8 @@ def run_gate(
             if options.json is not None:
                 _write_json(options.json, refusal(error))
             raise
-        return _report(comparison, options)
+        notes = (*(clean(note) for note in options.note), *comparison.notes)
+        return _report(comparison._replace(notes=notes), options)
 
     return run_command(command, run)
 

@@ -45,7 +45,7 @@ def pair_runs(base: Run, head: Run, allow: Collection[str] = (), *, timed: bool 
     if not common:
         raise BadInputError(f"{clean(base.name)} and {clean(head.name)}: no case in common")
     machines = differences(base.machine_info, head.machine_info, recorded_only=base.plain or head.plain)
-    definitions = _definition_differences(common, allow)
+    definitions = definition_differences(common, allow)
     refused = (*without(machines, allow if timed else (*FINGERPRINT, *allow)), *definitions)
     if refused:
         keys = " ".join(f"--allow {difference.key}" for difference in refused)
@@ -56,7 +56,7 @@ def pair_runs(base: Run, head: Run, allow: Collection[str] = (), *, timed: bool 
     return Pairing(pairs, machines)
 
 
-def _definition_differences(pairs: list[Pair], allow: Collection[str]) -> tuple[Difference, ...]:
+def definition_differences(pairs: Collection[Pair], allow: Collection[str] = ()) -> tuple[Difference, ...]:
     """What the definitions differ in, apart from what is allowed: the recorded keys, else the hash alone.
 
     Where all the recorded keys that differ are allowed, so is the hash, which follows them.

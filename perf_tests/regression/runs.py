@@ -27,6 +27,11 @@ class Run(NamedTuple):
     document: Mapping[str, Any]
 
     @property
+    def package_hash(self) -> object:
+        """The package that it measured; ``None`` where that is not recorded."""
+        return self.machine_info.get("package_hash")
+
+    @property
     def counted(self) -> bool:
         """Whether all that it measured was counted on purpose without timing (``--perf-counters-only``)."""
         ran = [record for record in self.records.values() if record.ran]

@@ -242,9 +242,33 @@ def test_a_process_that_imported_the_other_sides_package_is_refused(ab: Ab, lab:
     assert "the process for head imported" in outcome.err
 
 
-def test_the_same_package_twice_is_said(ab: Ab, lab: Lab, repository: Repository) -> None:
-    outcome = ab("--processes", "2", base=repository.head)
-    assert "both sides have the same package" in outcome.err
+@pytest.mark.parametrize("head", [".", "words"])
+def test_the_same_package_twice_is_refused_before_anything_is_measured(
+    head: str, ab: Ab, lab: Lab, repository: Repository
+) -> None:
+    repository.write("README.md", "words\n")
+    if head == "words":
+        head = commit(repository.root, "words")
+    outcome = ab("--processes", "2", base=repository.head, head=head)
+    assert outcome.code == 2
+    assert "the same package" in outcome.err
+    assert "--same" in outcome.err
+    assert outcome.report["verdict"] == "REFUSED"
+    assert not lab.jobs
+    assert not (repository.root / ".perf_runs").exists()
+
+
+def test_the_same_package_twice_is_measured_where_that_is_meant(ab: Ab, lab: Lab, repository: Repository) -> None:
+    outcome = ab("--processes", "2", "--same", base=repository.head)
+    assert outcome.code == 0
+    assert lab.order() == "Bb Hb Ha Ba"
+    assert "both runs measured the same package" in outcome.out
+
+
+def test_notes_are_told_first(ab: Ab, lab: Lab) -> None:
+    outcome = ab("--processes", "2", "--note", "BASE is [red]old\x1b", "--note=-x")
+    assert outcome.report["notes"][:2] == ["BASE is [red]old\\x1b", "-x"]
+    assert "note: BASE is [red]old" in outcome.out
 
 
 @pytest.mark.parametrize(

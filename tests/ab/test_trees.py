@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from perf_tests.ab.trees import digest_of, find_repository, find_revision, make_sides
-from perf_tests.package import PACKAGE
+from perf_tests.ab.trees import check_packages, digest_of, find_repository, find_revision, make_sides
+from perf_tests.package import PACKAGE, SamePackageError
 from perf_tests.plan import BadInputError
 
 from .conftest import Repository, commit, git
@@ -46,6 +46,17 @@ def test_a_package_is_the_same_where_only_other_files_differ(repository: Reposit
     revisions = [find_revision(repository.root, asked) for asked in (repository.head, third)]
     base, head = make_sides(repository.root, *revisions, tmp_path / "trees")
     assert base.package_hash == head.package_hash
+    with pytest.raises(SamePackageError, match=head.package_hash):
+        check_packages(repository.root, *revisions)
+
+
+def test_packages_are_told_apart_by_their_sources(repository: Repository) -> None:
+    head, tree = (find_revision(repository.root, asked) for asked in (repository.head, "."))
+    repository.write(f"{PACKAGE}/words.txt", "no code\n")
+    with pytest.raises(SamePackageError):
+        check_packages(repository.root, head, tree)
+    repository.write(f"{PACKAGE}/new.py", "")
+    check_packages(repository.root, head, tree)
 
 
 def test_each_side_is_measured_with_its_own_library(repository: Repository, tmp_path: Path) -> None:
@@ -129,8 +140,17 @@ def test_a_revision_without_the_package_is_refused(repository: Repository, tmp_p
 
 
 def test_a_folder_that_is_no_checkout_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadInputError, match="git rev-parse"):
-        find_repository(tmp_path)
+    for look in (find_repository, lambda folder: find_revision(folder, "HEAD")):
+        with pytest.raises(BadInputError, match="git rev-parse: fatal: not a git repository"):
+            look(tmp_path)
+
+
+def test_a_checkout_of_another_user_is_refused_in_gits_words(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    with pytest.raises(BadInputError, match=r"dubious ownership .* safe\.directory"):
+        find_revision(repository.root, repository.head)
 
 
 def test_another_projects_checkout_is_refused(tmp_path: Path) -> None:

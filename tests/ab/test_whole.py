@@ -32,7 +32,7 @@ def checkout(tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 def test_one_operator_more_is_found(checkout: Path, tmp_path: Path) -> None:
-    """That a word in the README is not: `tests/ci/test_job.py`."""
+    """That a comment is not: `tests/ci/test_job.py`."""
     base = git(checkout, "rev-parse", "HEAD")
     step = checkout / STEP
     marker = "        scores = logits.float()"

@@ -47,7 +47,7 @@ def base() -> dict[str, Any]:
 
 @pytest.fixture
 def head() -> dict[str, Any]:
-    """A second run of the same code."""
+    """A second run, of a package that does the same."""
     return make_run(seed=2)
 
 

@@ -132,11 +132,11 @@ def make_run(
     rounds: int = 20,
     commit: str = "a" * 40,
 ) -> dict[str, Any]:
-    """A run of `chosen`, all passed; unlike seeds give the rounds of another session of the same code."""
+    """A run of `chosen`, all passed; unlike seeds give another session's rounds, of a package that does the same."""
     rng = random.Random(seed)
     benches = [make_bench(case, rng, rounds=rounds) for case in chosen]
     return {
-        "machine_info": copy.deepcopy(MACHINE),
+        "machine_info": copy.deepcopy(MACHINE) | {"package_hash": f"{seed:012x}"},
         "commit_info": {"id": commit, "dirty": False, "time": "2026-11-24T10:41:23+00:00"},
         "datetime": f"2026-11-24T10:{seed % 60:02}:02+00:00",
         "version": "5.3.1",

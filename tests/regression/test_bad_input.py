@@ -12,7 +12,19 @@ import pytest
 from perf_tests.regression import command, merge, promote
 
 from .conftest import Outcome
-from .make_runs import FLASH, ORIGINAL, add_yardstick, bench_of, info_of, make_cuda, make_plain, make_run, remove, save
+from .make_runs import (
+    FLASH,
+    ORIGINAL,
+    add_yardstick,
+    bench_of,
+    info_of,
+    make_cuda,
+    make_plain,
+    make_run,
+    remove,
+    save,
+    set_outcome,
+)
 
 Compare = Callable[..., Outcome]
 Run = dict[str, Any]
@@ -194,6 +206,62 @@ def test_the_same_run_twice(compare: Compare, run_compare: Compare, base: Run, t
     refused(compare(base, base), "the same run twice")
     path = save(base, tmp_path / "one.json")
     refused(run_compare(path, path), "the same run twice")
+
+
+@pytest.fixture
+def same_package(base: Run, head: Run) -> tuple[Run, Run]:
+    """Two runs of one package."""
+    head["machine_info"]["package_hash"] = base["machine_info"]["package_hash"]
+    return base, head
+
+
+def test_one_package_is_no_comparison_unless_it_is_meant(compare: Compare, same_package: tuple[Run, Run]) -> None:
+    base, head = same_package
+    head["commit_info"]["id"] = "b" * 40
+    refused(compare(base, head), "the same package (000000000001): there is no change to judge; --same")
+    outcome = compare(base, head, "--same")
+    assert outcome.code == 0
+    assert "both runs measured the same package (000000000001): what differs is noise" in outcome.out
+    head["machine_info"]["package_hash"] = "another"
+    assert "the same package" not in compare(base, head, "--same").out
+
+
+@pytest.mark.parametrize("recorded", [None, "absent"])
+def test_packages_that_are_not_recorded_are_compared(
+    recorded: str | None, compare: Compare, same_package: tuple[Run, Run]
+) -> None:
+    for run in same_package:
+        if recorded is None:
+            run["machine_info"]["package_hash"] = None
+        else:
+            del run["machine_info"]["package_hash"]
+    assert compare(*same_package).code == 0
+
+
+def test_what_was_allowed_is_compared_with_one_package(compare: Compare, same_package: tuple[Run, Run]) -> None:
+    base, head = same_package
+    refused(compare(base, head, "--allow", "torch", "--allow", "dtype"), "the same package")
+    head["machine_info"]["torch"] = "2.12.0"
+    for arguments in (("--allow", "torch"), ("--allow", "torch", "--same"), ("--only", "memory")):
+        outcome = compare(base, head, *arguments)
+        assert outcome.code == 0
+        assert "compared although the machines differ: torch" in outcome.out
+        assert "the same package" not in outcome.out
+
+
+def test_a_definition_that_was_allowed_is_compared_with_one_package(
+    compare: Compare, same_package: tuple[Run, Run]
+) -> None:
+    info_of(same_package[1]).update(dtype="another", case_definition="another")
+    assert compare(*same_package, "--allow", "dtype").code == 0
+
+
+def test_another_cpu_is_no_change_of_what_is_exact(compare: Compare, same_package: tuple[Run, Run]) -> None:
+    base, head = same_package
+    head["machine_info"]["cpu"] = {"brand_raw": "B CPU"}
+    refused(compare(base, head, "--only", "counters"), "the same package")
+    set_outcome(head, FLASH, "failed", "broken")  # nor is what did not run
+    refused(compare(base, head, "--only", "counters"), "the same package")
 
 
 def test_no_case_in_common(compare: Compare, base: Run, head: Run) -> None:

@@ -79,10 +79,18 @@ def test_the_same_is_no_failure_and_the_run_is_saved(session: Session, tmp_path:
     result = session("--perf-fail-on", "main")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "compared with main" in result.stdout
+    assert "both runs measured the same package" not in result.stdout
     # The stand-in's own control is faster than the baseline's by orders of magnitude.
     assert f"AMBIGUOUS {FLASH}" in result.stdout
     (saved,) = (tmp_path / "project" / ".benchmarks").rglob("0001_*.json")
     assert json.loads(saved.read_text())["perf_cases"][1]["id"] == FLASH
+
+
+def test_a_baseline_of_this_package_is_said_and_no_failure(session: Session, tmp_path: Path) -> None:
+    make_baseline(tmp_path, package_hash=MACHINE["package_hash"])
+    result = session("--perf-fail-on", "main")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert f"both runs measured the same package ({MACHINE['package_hash']})" in result.stdout
 
 
 def test_growth_and_failed_cases_fail_the_session(session: Session, tmp_path: Path) -> None:

@@ -78,12 +78,12 @@ def test_markdown_leads_with_what_is_wrong(
     compare: Callable[..., Outcome], base: Run, head: Run, tmp_path: Path
 ) -> None:
     info_of(head)["aten_op_count"] += 25
-    compare(base, head, "--markdown", tmp_path / "report.md")
+    compare(base, head, "--markdown", tmp_path / "report.md", "--note", "BASE is <b>old")
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert text.startswith("### REGRESSED: 1 of 2 cases regressed, 1 pass")
     assert "**REGRESSED**" in text
     assert r"aten\_op\_count +0.5 % (5,451 → 5,476), allowed +0.0 %" in text
-    assert text.index("**REGRESSED**") < text.index("<details>")
+    assert text.index("**REGRESSED**") < text.index("- BASE is &lt;b&gt;old") < text.index("<details>")
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])

@@ -1,7 +1,8 @@
 """``python -m perf_tests ci``: the steps of the GPU job, the same here as there.
 
 ``measure`` looks at the machine, then measures base against head and leaves everything in a folder. ``report`` puts
-the folders of one GPU model's shards together into one comparison. Exit codes are ``compare``'s.
+the folders of one GPU model's shards together into one comparison. Exit codes are ``compare``'s, and 0 with
+``--only-changed`` where both commits have the same package.
 """
 
 import argparse
@@ -11,8 +12,12 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+from perf_tests.ab.trees import check_packages, find_repository, find_revision
+from perf_tests.package import SamePackageError
 from perf_tests.plan import BadInputError
 from perf_tests.regression.arguments import make_parser, run_command
 from perf_tests.regression.store import write_file
@@ -20,8 +25,9 @@ from perf_tests.regression.text import clean, escape_markdown
 from perf_tests.regression.verdicts import COULD_NOT_JUDGE
 
 from .machine_check import describe_host, look_at_gpus
-from .revisions import choose_base
+from .revisions import NOTE, Base, choose_base
 
+UNCHANGED = "UNCHANGED"
 VERDICTS, REPORT, PAGE = "verdicts.json", "report.md", "page.html"
 SIDES = ("base.json", "head.json")
 WAIT_MINUTES = "120"
@@ -49,16 +55,15 @@ def _measure(arguments: list[str]) -> int:
     add("--processes", default="", metavar="N", help="of `ab`")
     add_strict(parser)
     options = parser.parse_args(own)
-    options.out.mkdir(parents=True, exist_ok=True)
-    try:
+
+    def measure(base: Base) -> int:
+        suite = suite_arguments(options)
         check_machine()
-        base = choose_base(options.base, options.head, fork_point=options.fork_point)
-        code = _run_ab(base, options, [*suite_arguments(options), *pytest_arguments])
-    except BadInputError as error:
-        refuse(options.out, str(error))
-        raise
-    make_page(options.out)
-    return code
+        code = _run_ab(base, options, [*suite, *pytest_arguments])
+        make_page(options.out)
+        return code
+
+    return _judge(options, measure)
 
 
 def _counters(arguments: list[str]) -> int:
@@ -66,16 +71,42 @@ def _counters(arguments: list[str]) -> int:
     parser = make_parser("ci counters", "Count what BASE and HEAD do, exactly and without timing; compare.")
     add_commits(parser)
     options = parser.parse_args(own)
-    options.out.mkdir(parents=True, exist_ok=True)
-    try:
+
+    def count(base: Base) -> int:
         from .counters import count_sides
 
+        count_sides(base.commit, options.head, options.out, [*selection(options), *pytest_arguments])
+        return _compare(options.out, *_note(base.note))
+
+    return _judge(options, count)
+
+
+def _judge(options: argparse.Namespace, compare: Callable[[Base], int]) -> int:
+    """Choose the base and compare with it; where that comes to nothing, leave a report that says why."""
+    out = options.out
+    out.mkdir(parents=True, exist_ok=True)
+    try:
         base = choose_base(options.base, options.head, fork_point=options.fork_point)
-        count_sides(base, options.head, options.out, [*selection(options), *pytest_arguments])
+        try:
+            check_sides(base.commit, options.head)
+        except SamePackageError as error:
+            if not options.only_changed:
+                raise
+            return leave_unchanged(out, [*filter(None, [base.note]), str(error)])
+        return compare(base)
     except BadInputError as error:
-        refuse(options.out, str(error))
+        refuse(out, str(error))
         raise
-    return _compare(options.out)
+
+
+def check_sides(base: str, head: str) -> None:
+    """Refuse two sides with one package.
+
+    Raises:
+        BadInputError: as ``check_packages``, or there is no such commit.
+    """
+    repository = find_repository(Path.cwd())
+    check_packages(repository, *(find_revision(repository, asked) for asked in (base, head)))
 
 
 def add_commits(parser: argparse.ArgumentParser) -> None:
@@ -85,6 +116,8 @@ def add_commits(parser: argparse.ArgumentParser) -> None:
     add("--base", default="", metavar="REV", help="default: HEAD's branch a day ago")
     add("--head", default=".", metavar="REV", help="default: the working tree")
     add("--fork-point", action="store_true", help="compare with the commit in which HEAD left BASE (a pull request)")
+    text = "where both have the same package, measure nothing, say so and end with 0 (default: that is refused)"
+    add("--only-changed", action="store_true", help=text)
     add("--preset", default="", metavar="NAME", help="--perf-preset of the suite")
     add("--filter", default="", metavar="EXPRESSION", help="-k of pytest")
 
@@ -155,9 +188,20 @@ def count_shards(text: str) -> int:
 
 def refuse(out: Path, why: str) -> None:
     """Leave a report of a job that came to nothing: no verdict is not a good one."""
-    document = {"verdict": "REFUSED", "exit_code": COULD_NOT_JUDGE, "notes": [clean(why, 2000)], "cases": []}
+    _leave(out, "REFUSED", COULD_NOT_JUDGE, "Could not judge", [why])
+
+
+def leave_unchanged(out: Path, why: Sequence[str]) -> int:
+    """Leave a report that says that nothing was measured, since nothing has changed; return the exit code."""
+    _leave(out, UNCHANGED, 0, "Nothing to compare", why)
+    return 0
+
+
+def _leave(out: Path, verdict: str, code: int, title: str, lines: Sequence[str]) -> None:
+    notes = [clean(line, 2000) for line in lines]
+    document = {"verdict": verdict, "exit_code": code, "notes": notes, "cases": []}
     write_file(out / VERDICTS, (json.dumps(document, indent=2) + "\n").encode())
-    write_file(out / REPORT, f"### Could not judge\n\n{escape_markdown(why)}\n".encode())
+    write_file(out / REPORT, "\n\n".join([f"### {title}", *map(escape_markdown, lines), ""]).encode())
     _show_report(out)
 
 
@@ -168,10 +212,10 @@ def make_page(out: Path) -> None:
         print("ci: the page could not be made; verdicts and report stand", file=sys.stderr)
 
 
-def _run_ab(base: str, options: argparse.Namespace, pytest_arguments: list[str]) -> int:
+def _run_ab(base: Base, options: argparse.Namespace, pytest_arguments: list[str]) -> int:
     out = options.out
-    command = ["ab", base, options.head, "--json", str(out / VERDICTS), "--markdown", str(out / REPORT)]
-    command += ["--keep", str(out)]
+    command = ["ab", base.commit, options.head, "--json", str(out / VERDICTS), "--markdown", str(out / REPORT)]
+    command += ["--keep", str(out), *_note(base.note)]
     for name in ("budget", "processes"):
         if getattr(options, name):
             command += [f"--{name}", getattr(options, name)]
@@ -201,20 +245,25 @@ def _report(arguments: list[str]) -> int:
 
 
 def join_shards(folders: list[Path], expected: int, out: Path, *, strict: bool = False) -> int:
-    """Merge both sides of all shards and compare them; a single shard has its verdict already.
+    """Merge both sides of all shards and compare them; a single shard has its verdict already, and so have unchanged.
 
     Raises:
-        BadInputError: a shard is missing: the cases that it had are missing on both sides, and no verdict would tell.
+        BadInputError: a shard is missing: the cases that it had are missing on both sides, and no verdict would tell;
+            or it was of other commits.
     """
     present = [folder for folder in folders if (folder / VERDICTS).is_file()]
     if len(present) != expected:
         raise BadInputError(f"{len(present)} of {expected} shards brought a result; see the jobs of the others")
-    if expected == 1:
+    reports = [_read_report(folder) for folder in present]
+    unchanged = [folder for folder, report in zip(present, reports, strict=True) if report.verdict == UNCHANGED]
+    if unchanged and len(unchanged) < expected:
+        raise BadInputError(f"{clean(unchanged[0].name)}: nothing to compare, unlike in others; see the jobs' reports")
+    if expected == 1 or unchanged:
         for name in (VERDICTS, REPORT, PAGE, *SIDES):
             if (present[0] / name).is_file():
                 shutil.copyfile(present[0] / name, out / name)
         _show_report(out)
-        return int(json.loads((out / VERDICTS).read_bytes())["exit_code"])
+        return reports[0].exit_code
     for side in SIDES:
         missing = [folder for folder in present if not (folder / side).is_file()]
         if missing:
@@ -223,9 +272,31 @@ def join_shards(folders: list[Path], expected: int, out: Path, *, strict: bool =
         code = _perf_tests("merge", str(out / side), *(str(folder / side) for folder in present))
         if code:
             raise BadInputError(f"{side}: the shards cannot be merged")
-    code = _compare(out, *(["--strict"] if strict else []))
+    code = _compare(out, *_note(reports[0].base_note), *(["--strict"] if strict else []))
     make_page(out)
     return code
+
+
+class _Report(NamedTuple):
+    """What counts of a shard's report; ``base_note`` says how its base was chosen."""
+
+    verdict: object
+    exit_code: int
+    base_note: str
+
+
+def _read_report(folder: Path) -> _Report:
+    """The shard's.
+
+    Raises:
+        BadInputError: it is broken.
+    """
+    try:
+        report = json.loads((folder / VERDICTS).read_bytes())
+        notes = [note for note in map(str, report.get("notes", [])) if note.startswith(NOTE)]
+        return _Report(report["verdict"], int(report["exit_code"]), clean(notes[0]) if notes else "")
+    except (ValueError, TypeError, LookupError, AttributeError):
+        raise BadInputError(f"{clean(folder.name)}: {VERDICTS} is broken; see that job's log") from None
 
 
 def _compare(out: Path, *arguments: str) -> int:
@@ -238,6 +309,11 @@ def _compare(out: Path, *arguments: str) -> int:
     else:
         refuse(out, "the runs could not be compared; see the job's log")
     return code
+
+
+def _note(line: str) -> list[str]:
+    """The option that gives the gate's report a line, if there is one."""
+    return [f"--note={line}"] if line else []
 
 
 def _perf_tests(*arguments: str) -> int:

@@ -1,14 +1,25 @@
 """Which commit the job compares with."""
 
-import subprocess
+from pathlib import Path
+from typing import NamedTuple
 
+from perf_tests.git import find_commit, run_git
 from perf_tests.plan import BadInputError
 from perf_tests.regression.text import clean
 
 NIGHTLY = "24 hours ago"
+# How every note on the base begins.
+NOTE = "BASE is "
 
 
-def choose_base(given: str, head: str, *, fork_point: bool) -> str:
+class Base(NamedTuple):
+    """The commit to compare with; ``note`` says how it was chosen where that is not literally what was asked for."""
+
+    commit: str
+    note: str = ""
+
+
+def choose_base(given: str, head: str, *, fork_point: bool) -> Base:
     """The commit to compare ``head`` with.
 
     Args:
@@ -23,16 +34,21 @@ def choose_base(given: str, head: str, *, fork_point: bool) -> str:
     """
     tip = resolve("HEAD" if head == "." else head)
     if not given:
-        return _git("rev-list", "-1", f"--before={NIGHTLY}", tip) or _parent(tip)
+        found = _git("rev-list", "-1", f"--before={NIGHTLY}", tip)
+        return _chosen(found, "what HEAD's branch was a day ago", otherwise="no commit here is older than a day")
     if not given.strip("0"):
-        return _parent(tip)
+        parent = find_commit(Path.cwd(), f"{tip}^")
+        return _chosen(parent, "HEAD's parent: the branch is new", otherwise="HEAD has no parent here")
     base = resolve(given)
     if not fork_point:
-        return base
-    found = _git("merge-base", base, tip)
-    if not found:
-        raise BadInputError(f"{clean(given)} and {clean(head)} have no commit in common; fetch the whole history")
-    return found
+        return Base(base)
+    try:
+        found = _git("merge-base", base, tip)
+    except BadInputError:
+        raise BadInputError(
+            f"{clean(given)} and {clean(head)} have no commit in common; fetch the whole history"
+        ) from None
+    return Base(base) if found == base else _chosen(found, f"where HEAD left {clean(given, 40)}")
 
 
 def resolve(revision: str) -> str:
@@ -41,24 +57,24 @@ def resolve(revision: str) -> str:
     Raises:
         BadInputError: there is none, or no git.
     """
-    found = _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
-    if not found:
+    found = find_commit(Path.cwd(), revision)
+    if found is None:
         raise BadInputError(f"{clean(revision, 80)!r}: no such commit here; fetch the whole history or give another")
     return found
 
 
-def _parent(commit: str) -> str:
-    return _git("rev-parse", "--verify", "--quiet", f"{commit}^") or commit
+def _chosen(commit: str | None, how: str, otherwise: str = "") -> Base:
+    """The base and how it was chosen.
+
+    Raises:
+        BadInputError: none was found, for the reason ``otherwise``.
+    """
+    if commit:
+        return Base(commit, f"{NOTE}{commit[:10]}, {how}")
+    shallow = _git("rev-parse", "--is-shallow-repository") == "true"
+    what = "the clone is shallow, fetch the whole history (fetch-depth: 0)" if shallow else "give --base"
+    raise BadInputError(f"no commit to compare with: {otherwise}; {what}")
 
 
 def _git(*arguments: str) -> str:
-    """What git prints; nothing where it fails.
-
-    Raises:
-        BadInputError: there is no git.
-    """
-    try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
-    except OSError as error:
-        raise BadInputError(f"git: {error.strerror}: the job compares commits and needs it") from None
-    return done.stdout.strip() if done.returncode == 0 else ""
+    return run_git(Path.cwd(), *arguments).decode().strip()

@@ -22,7 +22,7 @@ from .thresholds import BAR_OPTION, DEFAULT_NOISE, LIMIT, TIME, Bar, Rules
 from .verdicts import COULD_NOT_JUDGE, CaseResult, Finding, Verdict, exit_code, worst_of
 
 # Of the cases that a note is about, so many are named.
-SHOWN_IDS = 5
+SHOWN_IDS = 3
 
 
 class Comparison(NamedTuple):

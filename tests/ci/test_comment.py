@@ -110,6 +110,12 @@ def test_a_commit_that_is_no_longer_the_head_gets_no_comment(post: Post, tmp_pat
     assert [name for name, _ in post(head="f" * 40)] == ["list"]
 
 
+def test_that_nothing_was_compared_is_told(post: Post, tmp_path: Path) -> None:
+    write_report(tmp_path, {"verdict": "UNCHANGED", "cases": [], "notes": ["BASE and HEAD are the same package"]})
+    body = post()[-1][1]["body"]
+    assert "### h100: UNCHANGED\n\nno cases\n\n- BASE and HEAD are the same package" in body
+
+
 def test_a_run_without_a_report_says_so(post: Post) -> None:
     assert "no result" in post()[-1][1]["body"]
 

@@ -12,17 +12,26 @@ import pytest
 from perf_tests.cases import Case
 from perf_tests.ci import command
 from perf_tests.ci.command import PAGE, REPORT, VERDICTS, count_shards
+from perf_tests.ci.revisions import NOTE, Base
+from perf_tests.package import PACKAGE
 from perf_tests.plan import BadInputError
 from perf_tests.regression.comparison import compare_runs
 from perf_tests.regression.config import read_config
 from perf_tests.regression.runs import read_run
 from perf_tests.regression.thresholds import Rules
+from tests.ab.conftest import commit, git
 from tests.regression.make_runs import CELL, FLASH, info_of, make_gpu_samples, make_run, save, slow_down
 from tests.suite.runs import ROOT, run
 
 
 def verdicts_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / VERDICTS).read_text())
+
+
+def choose(monkeypatch: pytest.MonkeyPatch, base: str, note: str = "") -> None:
+    """Let this be the base, of a package of its own."""
+    monkeypatch.setattr(command, "choose_base", lambda *arguments, **options: Base(base, note))
+    monkeypatch.setattr(command, "check_sides", lambda *sides: None)
 
 
 def test_what_cannot_be_measured_leaves_a_report(
@@ -38,8 +47,7 @@ def test_what_cannot_be_measured_leaves_a_report(
 
 
 def test_a_measurement_that_died_leaves_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(command, "choose_base", lambda *arguments, **options: "HEAD")
+    choose(monkeypatch, "HEAD")
     monkeypatch.setattr(command, "_perf_tests", lambda *arguments: 0)  # says that all is well, and wrote nothing
     assert command.main(["measure", "--out", str(tmp_path)]) == 2
     assert verdicts_of(tmp_path)["verdict"] == "REFUSED"
@@ -47,25 +55,14 @@ def test_a_measurement_that_died_leaves_a_report(tmp_path: Path, monkeypatch: py
 
 def test_inputs_reach_pytest_as_single_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[tuple[str, ...]] = []
-    monkeypatch.setattr(command, "choose_base", lambda *arguments, **options: "0123")
+    choose(monkeypatch, "0123", "BASE is 0123, as it happens")
     monkeypatch.setattr(command, "_perf_tests", lambda *arguments: called.append(arguments) or 0)
     hostile = "--co; $(rm) --perf-preset=full"
-    options = [
-        "--filter",
-        hostile,
-        "--preset",
-        "quick",
-        "--shard",
-        "2",
-        "--shards",
-        "[1, 2]",
-        "--budget",
-        "5",
-        "--strict",
-    ]
-    command.main(["measure", "--out", str(tmp_path), *options, "--", "--perf-rounds", "3"])
+    options = ["--filter", hostile, "--preset", "quick", "--shard", "2", "--shards", "[1, 2]", "--budget", "5"]
+    command.main(["measure", "--out", str(tmp_path), *options, "--strict", "--", "--perf-rounds", "3"])
     ab, given = called[0], called[0][called[0].index("--") + 1 :]
     assert ab[:3] == ("ab", "0123", ".")
+    assert "--note=BASE is 0123, as it happens" in ab
     assert ab[ab.index("--budget") : ab.index("--budget") + 2] == ("--budget", "5")
     assert "--strict" in ab
     assert f"-k={hostile}" in given
@@ -81,7 +78,7 @@ def test_shards_that_cannot_be_are_refused(shards: str) -> None:
 
 @pytest.mark.parametrize("shard", ["0", "3", "x", "1/2", "٢"])
 def test_a_shard_that_cannot_be_is_refused(shard: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "choose_base", lambda *arguments, **options: "0123")
+    choose(monkeypatch, "0123", "BASE is 0123, as it happens")
     assert command.main(["measure", "--out", str(tmp_path), "--shard", shard, "--shards", "2"]) == 2
     assert "none of 1 to 2" in verdicts_of(tmp_path)["notes"][0]
 
@@ -153,6 +150,40 @@ def test_what_shards_leave_open_fails_a_strict_job(
     assert "not judged" in (out / REPORT).read_text()
 
 
+def leave(folder: Path, **verdicts: Any) -> None:
+    (folder / VERDICTS).write_text(json.dumps({"verdict": "PASS", "exit_code": 0, "cases": []} | verdicts))
+
+
+def test_the_joined_report_says_how_the_base_was_chosen(shards: Path, tmp_path: Path) -> None:
+    leave(shards / "perf-shard-gpu-1", notes=["something", f"{NOTE}0123, as it happens"])
+    assert join(shards, tmp_path / "out", 2) == 0
+    assert verdicts_of(tmp_path / "out")["notes"][0] == f"{NOTE}0123, as it happens"
+    assert "something" not in verdicts_of(tmp_path / "out")["notes"]
+
+
+def test_unchanged_shards_stay_unchanged(shards: Path, tmp_path: Path) -> None:
+    for folder in shards.iterdir():
+        leave(folder, verdict="UNCHANGED", notes=["why"])
+        for side in ("base", "head"):
+            (folder / f"{side}.json").unlink()
+    assert join(shards, tmp_path / "out", 2) == 0
+    assert verdicts_of(tmp_path / "out")["verdict"] == "UNCHANGED"
+    assert (tmp_path / "out" / REPORT).exists()
+
+
+def test_one_unchanged_shard_is_no_pass(shards: Path, tmp_path: Path) -> None:
+    leave(shards / "perf-shard-gpu-2", verdict="UNCHANGED")
+    assert join(shards, tmp_path / "out", 2) == 2
+    assert "perf-shard-gpu-2: nothing to compare, unlike in others" in verdicts_of(tmp_path / "out")["notes"][0]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"verdict": "PASS"}', '{"verdict": "PASS", "exit_code": null}'])
+def test_a_broken_shard_is_no_pass(text: str, shards: Path, tmp_path: Path) -> None:
+    (shards / "perf-shard-gpu-1" / VERDICTS).write_text(text)
+    assert join(shards, tmp_path / "out", 2) == 2
+    assert "perf-shard-gpu-1: verdicts.json is broken" in verdicts_of(tmp_path / "out")["notes"][0]
+
+
 def test_a_missing_shard_is_no_pass(shards: Path, tmp_path: Path) -> None:
     shutil.rmtree(shards / "perf-shard-gpu-2")
     assert join(shards, tmp_path / "out", 2) == 2
@@ -175,13 +206,73 @@ def test_a_single_shard_keeps_its_verdict(code: int, shards: Path, tmp_path: Pat
 
 
 @pytest.fixture
+def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout whose last commit changes words alone."""
+    tree = tmp_path / "words"
+    for name in (f"{PACKAGE}/__init__.py", "perf_tests/__init__.py"):
+        (tree / name).parent.mkdir(parents=True)
+        (tree / name).write_text("")
+    git(tree, "init", "--quiet")
+    commit(tree, "code")
+    (tree / "README.md").write_text("Words.\n")
+    commit(tree, "words")
+    monkeypatch.chdir(tree)
+    return tree
+
+
+@pytest.mark.parametrize("step", ["measure", "counters"])
+@pytest.mark.parametrize("head", [".", "HEAD"])
+def test_one_package_is_refused(
+    step: str, head: str, words: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main([step, "--out", str(tmp_path / "out"), "--base", "HEAD~1", "--head", head]) == 2
+    assert "the same package" in capsys.readouterr().err
+    assert verdicts_of(tmp_path / "out")["verdict"] == "REFUSED"
+    assert (
+        (tmp_path / "out" / REPORT).read_text().startswith("### Could not judge\n\nBASE and HEAD are the same package")
+    )
+
+
+@pytest.mark.parametrize("step", ["measure", "counters"])
+def test_an_unchanged_package_can_be_no_failure(
+    step: str, words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is looked at or measured: a busy GPU does not matter."""
+    monkeypatch.delattr(command, "_run_ab")
+    monkeypatch.delattr(command, "check_machine")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    out = tmp_path / "out"
+    assert command.main([step, "--out", str(out), "--base", 40 * "0", "--only-changed"]) == 0
+    verdicts = verdicts_of(out)
+    assert (verdicts["verdict"], verdicts["exit_code"], verdicts["cases"]) == ("UNCHANGED", 0, [])
+    parent = git(words, "rev-parse", "HEAD~1")
+    assert verdicts["notes"][0] == f"BASE is {parent[:10]}, HEAD's parent: the branch is new"
+    assert "the same package" in verdicts["notes"][1]
+    report = (out / REPORT).read_text()
+    assert report.startswith(f"### Nothing to compare\n\nBASE is {parent[:10]}, HEAD's parent")
+    assert "the same package" in report
+    assert "PASS" not in report
+    assert (tmp_path / "summary.md").read_text().strip() == report.strip()
+
+
+def test_what_changed_is_measured_all_the_same(words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[Base] = []
+    monkeypatch.setattr(command, "_run_ab", lambda base, *arguments: called.append(base) or 0)
+    monkeypatch.setattr(command, "check_machine", lambda: None)
+    (words / PACKAGE / "__init__.py").write_text("# Another word.\n")
+    assert command.main(["measure", "--out", str(tmp_path / "out"), "--base", "HEAD~1", "--only-changed"]) == 0
+    assert called == [Base(git(words, "rev-parse", "HEAD~1"))]
+
+
+@pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A clone of this checkout with one more commit, a word in the README, which changes nothing that is measured."""
+    """A clone of this checkout with one more commit, a comment, which changes nothing that is measured."""
     if not (ROOT / ".git").exists() or shutil.which("git") is None:
         pytest.skip("not a git checkout: there are no two commits to compare")
     tree = tmp_path / "checkout"
     subprocess.run(["git", "clone", "--quiet", ROOT.as_uri(), tree], check=True)
-    (tree / "README.md").write_text("Another word.\n")
+    with (tree / PACKAGE / "__init__.py").open("a") as file:
+        file.write("# Another word.\n")
     who = ["-c", "user.name=somebody", "-c", "user.email=somebody@localhost", "-c", "commit.gpgsign=false"]
     subprocess.run(["git", *who, "commit", "--quiet", "--all", "--message", "x"], cwd=tree, check=True)
     return tree

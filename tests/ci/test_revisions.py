@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from perf_tests.ci.revisions import choose_base
+from perf_tests.ci.revisions import Base, choose_base
 from perf_tests.plan import BadInputError
 
 ZEROS = 40 * "0"
@@ -41,16 +41,84 @@ def commit(message: str) -> str:
 
 
 def test_the_base_of_each_event(commits: dict[str, str]) -> None:
-    change = commits["change"]
-    assert choose_base("main", change, fork_point=True) == commits["second"]  # a pull request
-    assert choose_base(commits["main"], change, fork_point=False) == commits["main"]  # by hand
-    assert choose_base(ZEROS, change, fork_point=False) == commits["second"]  # a push of a new branch
-    assert choose_base("", "HEAD", fork_point=False) == commits["second"]  # every night
-    assert choose_base("HEAD~1", ".", fork_point=False) == commits["second"]
+    change, second = commits["change"], commits["second"]
+    said = f"BASE is {second[:10]}, "
+    pull_request = choose_base("main", change, fork_point=True)
+    assert pull_request == Base(second, f"{said}where HEAD left main")
+    new_branch = choose_base(ZEROS, change, fork_point=False)
+    assert new_branch == Base(second, f"{said}HEAD's parent: the branch is new")
+    nightly = choose_base("", "HEAD", fork_point=False)
+    assert nightly == Base(second, f"{said}what HEAD's branch was a day ago")
 
 
-def test_a_first_commit_is_compared_with_itself(commits: dict[str, str]) -> None:
-    assert choose_base(ZEROS, commits["first"], fork_point=False) == commits["first"]
+def test_a_base_that_is_what_was_asked_for_needs_no_word(commits: dict[str, str]) -> None:
+    assert choose_base(commits["main"], commits["change"], fork_point=False) == Base(commits["main"])
+    assert choose_base("HEAD~1", ".", fork_point=False) == Base(commits["second"])
+    assert choose_base("HEAD~1", "HEAD", fork_point=True) == Base(commits["second"])
+
+
+def test_a_branch_at_rest_was_a_day_ago_what_it_is(commits: dict[str, str]) -> None:
+    """That nothing has changed shows in the packages, and the working tree may differ."""
+    assert choose_base("", commits["second"], fork_point=False).commit == commits["second"]
+
+
+def test_no_commit_is_its_own_parent(commits: dict[str, str]) -> None:
+    with pytest.raises(BadInputError, match="HEAD has no parent here; give --base"):
+        choose_base(ZEROS, commits["first"], fork_point=False)
+
+
+def test_a_young_history_has_no_base(monkeypatch: pytest.MonkeyPatch, commits: dict[str, str]) -> None:
+    git("checkout", "--quiet", "--orphan", "young")
+    commit("today")
+    with pytest.raises(BadInputError, match="no commit here is older than a day; give --base"):
+        choose_base("", "HEAD", fork_point=False)
+
+
+def clone(folder: Path, depth: int) -> Path:
+    git("clone", "--quiet", "--depth", str(depth), "--branch", "main", Path.cwd().as_uri(), str(folder))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("given", "depth", "words"),
+    [("", 1, "no commit here is older than a day"), ("", 2, "no commit here is older"), (ZEROS, 1, "no parent here")],
+)
+def test_a_shallow_clone_that_lacks_the_base_is_refused(
+    given: str, depth: int, words: str, commits: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit("another of today")
+    monkeypatch.chdir(clone(tmp_path / "shallow", depth))
+    with pytest.raises(BadInputError, match=rf"{words}.*; the clone is shallow.*fetch-depth: 0"):
+        choose_base(given, "HEAD", fork_point=False)
+
+
+def test_a_shallow_clone_that_has_the_base_will_do(
+    commits: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(clone(tmp_path / "shallow", 2))
+    assert choose_base("", "HEAD", fork_point=False).commit == commits["second"]
+    assert choose_base(ZEROS, "HEAD", fork_point=False).commit == commits["second"]
+
+
+def test_unrelated_histories_have_no_fork_point(commits: dict[str, str]) -> None:
+    git("checkout", "--quiet", "--orphan", "other")
+    commit("of its own")
+    with pytest.raises(BadInputError, match="main and HEAD have no commit in common"):
+        choose_base("main", "HEAD", fork_point=True)
+
+
+def test_a_checkout_of_another_user_is_refused_in_gits_words(
+    commits: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    with pytest.raises(BadInputError, match=r"dubious ownership .* safe\.directory"):
+        choose_base("main", "HEAD", fork_point=False)
+
+
+def test_a_folder_that_is_no_checkout_is_refused_in_gits_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInputError, match="git rev-parse: fatal: not a git repository"):
+        choose_base("main", "HEAD", fork_point=False)
 
 
 @pytest.mark.parametrize("hostile", ["--upload-pack=x", "$(touch x)", "nothing", "a b", "main; ls", "\n", "é"])
@@ -61,5 +129,5 @@ def test_what_is_no_commit_is_refused(hostile: str, commits: dict[str, str]) -> 
 
 def test_no_git_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(BadInputError, match="git: No such file"):
+    with pytest.raises(BadInputError, match="git is not installed"):
         choose_base("main", "HEAD", fork_point=False)

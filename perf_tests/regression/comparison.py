@@ -185,14 +185,14 @@ def noise_of(pair: Pair, calibrations: Collection[Calibration]) -> Noise:
 
 
 def _disturbance_notes(cases: Collection[CaseResult]) -> list[str]:
-    """What passed by wider limits than its own."""
+    """What passed where a machine at rest would have shown more."""
     by_limit: dict[float, list[str]] = {}
     for case in cases:
         finding = case.finding(TIME)
         if finding is not None and finding.disturbed and finding.verdict is Verdict.PASS and finding.allowed:
             by_limit.setdefault(finding.allowed, []).append(case.id)
     return [
-        f"measured on a disturbed machine, a change of up to {percent(limit, sign=False)} passes there: {_ids(ids)}"
+        f"passed on a disturbed machine, where up to {percent(limit, sign=False)} slower may be noise: {_ids(ids)}"
         for limit, ids in by_limit.items()
     ]
 

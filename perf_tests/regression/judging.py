@@ -24,8 +24,9 @@ from .thresholds import (
 from .verdicts import CaseResult, Finding, Verdict, conclude, worst_of
 
 UNCORRECTED = "uncorrected time"
-DISTURBED = "noise of a disturbed machine"
+# What would settle what is AMBIGUOUS.
 MORE_ROUNDS = "more rounds (ab --budget MINUTES)"
+AT_REST = "both sides measured anew on a machine at rest (ab)"
 OPTIONAL = frozenset(field.name for field in EXTRA_INFO if field.nullable)
 OPTIONAL_COUNTED = frozenset(field.name for field in COUNTED_INFO if field.nullable)
 COUNTING = "--perf-counters-only"
@@ -114,20 +115,25 @@ def _judge_corrected(base: Record, head: Record, rules: Rules, noise: Noise) -> 
     sources = {
         "threshold": rules.allowed(base.id, TIME, processes),
         "noise": noise.noise / math.sqrt(processes),
-        DISTURBED: (timed.noise or 0.0) / math.sqrt(processes),
+        "noise of a disturbed machine": (timed.noise or 0.0) / math.sqrt(processes),
     }
-    source = max(sources, key=sources.__getitem__)
-    allowed = sources[source]
-    verdict = time_verdict(change, allowed)
-    settled_by = MORE_ROUNDS if verdict is Verdict.AMBIGUOUS else None
+    *calm, disturbed = sources.values()
+    allowed = max(*calm, disturbed)
+    source = next(source for source, value in sources.items() if value == allowed)
+    verdict, settled_by = time_verdict(change, allowed), None
     reason = f"time {show_change(change)} by {measure}, allowed {percent(allowed)} ({source})"
     if change.low is None:
         pairs = f"{len(timed.base.seconds)} and {len(timed.head.seconds)}"
         reason = f"time {percent(change.change)}, but {pairs} pairs are too few for a 95 % interval"
+        settled_by = MORE_ROUNDS
     elif timed.noise is None:
-        verdict, settled_by = Verdict.AMBIGUOUS, "both sides measured anew on a machine at rest (ab)"
+        verdict, settled_by = Verdict.AMBIGUOUS, AT_REST
         reason += ": what such a disturbance changes is not known"
+    elif verdict is Verdict.PASS and time_verdict(change, max(calm)) is Verdict.REGRESSED:
+        verdict, settled_by = Verdict.AMBIGUOUS, AT_REST
+        reason += ": the disturbance may have done that"
     elif verdict is Verdict.AMBIGUOUS:
+        settled_by = MORE_ROUNDS
         reason += ": the interval does not exclude a regression"
     return Finding(
         TIME,
@@ -137,7 +143,7 @@ def _judge_corrected(base: Record, head: Record, rules: Rules, noise: Noise) -> 
         low=change.low,
         high=change.high,
         allowed=allowed,
-        disturbed=source == DISTURBED,
+        disturbed=disturbed > max(calm),
         settled_by=settled_by,
     )
 

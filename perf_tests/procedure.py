@@ -21,7 +21,7 @@ from .measure.hollow import count_hollow_round, warm_up_without_products
 from .measure.memory import measure_round
 from .measure.profile import profile_round
 from .measure.rounds import choose_rounds
-from .measure.time import Benchmark, time_rounds
+from .measure.time import WALL_CLOCK, Benchmark, time_rounds
 from .measure.yardstick import Yardstick, is_available, make_record
 from .models import SEED, WEIGHTS_VERSION, ZEROS, Weights
 from .parity import Reference, check_parity, make_reference, read_outputs
@@ -117,8 +117,7 @@ class Procedure:
             info["op_shares"] = profile_round(subject, self.plan.profile, case, floor.seconds if floor else None)
         control = stage.build(CONTROL).run_round if case.implementation == "flash" else None
         info.update(self.time(case, subject, benchmark, control))
-        seconds = list(benchmark.stats.stats.data) if benchmark.stats is not None else []
-        info.update(workspace.findings(subject, seconds))
+        info.update(workspace.findings(subject, wall_seconds(benchmark)))
         info["pass_seconds"] = self.progress.pass_seconds()
 
     def measure_memory(self, case: Case, subject: Subject) -> tuple[dict[str, Any], Any]:
@@ -146,7 +145,7 @@ class Procedure:
         """The timed pass; returns what it adds to the record."""
         yardstick = None
         if control is not None and self.plan.uses_yardstick(case.setting) and is_available():
-            yardstick = Yardstick(case.cell).measure
+            yardstick = Yardstick(case.cell, benchmark._timer).measure
         gc.collect()
         settle_allocator()
         rounds, aim = self.plan.rounds_of(case.setting), self.plan.aim_of(case.setting)
@@ -181,7 +180,7 @@ class Procedure:
             record["speedup"] = estimate_speedup(control_seconds, seconds)._asdict()
         if beside.readings and seconds:
             record["yardstick"] = make_record(beside.readings)
-        return record | rates(case, seconds)
+        return record | rates(case, wall_seconds(benchmark))
 
     def describe(self, case: Case, subject: Subject) -> dict[str, Any]:
         """What was run, on what."""
@@ -222,8 +221,15 @@ def record_counters(counters: Counters) -> dict[str, Any]:
     }
 
 
+def wall_seconds(benchmark: Benchmark) -> list[float]:
+    """The rounds, where they are of wall time; none where another clock was asked for."""
+    if benchmark.stats is None or benchmark._timer is not WALL_CLOCK:
+        return []
+    return list(benchmark.stats.stats.data)
+
+
 def rates(case: Case, seconds: list[float]) -> dict[str, float | None]:
-    """Tokens per second and real-time factor of the median round; ``None`` where nothing was timed."""
+    """Tokens per second and real-time factor of the median round; ``None`` where no wall time was measured."""
     if not seconds:
         return {"tokens_per_second": None, "real_time_factor": None}
     setting, middle = setting_of(case.setting), median(seconds)

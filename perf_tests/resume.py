@@ -135,6 +135,7 @@ def identify(config: pytest.Config, context: Context) -> dict[str, object]:
         "package": context.machine_info.get("package_hash"),
         "measuring": hash_measuring(Path(__file__).parent),
         "audio": speech.name if speech else None,
+        "timer": config.getoption("benchmark_timer"),
         **{key: value for key, value in plan._asdict().items() if key not in ("cases", "preset_reason", "dataset")},
         **identify_machine(context.machine_info),
     }

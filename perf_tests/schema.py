@@ -225,14 +225,15 @@ EXTRA_INFO = (
         "tokens_per_second",
         "number",
         "tokens/s",
-        "new tokens of the whole batch over the median round; null where the work makes none",
+        "new tokens of the whole batch over the median round; null where the work makes none, or by another clock than"
+        " time.perf_counter",
         nullable=True,
     ),
     Field(
         "real_time_factor",
         "number",
         None,
-        "median round over the duration of the 30 s windows it took; null where it takes no audio",
+        "median round over the duration of the 30 s windows it took; null where it takes no audio, or by another clock",
         nullable=True,
     ),
     Field("limit_bytes", "integer", "B", "bytes that a round moves at least; components only", nullable=True),
@@ -244,7 +245,13 @@ EXTRA_INFO = (
         "what these take at this machine's limits; components only",
         nullable=True,
     ),
-    Field("fraction_of_limit", "number", None, "floor_seconds over the median round", nullable=True),
+    Field(
+        "fraction_of_limit",
+        "number",
+        None,
+        "floor_seconds over the median round; null by another clock",
+        nullable=True,
+    ),
     Field("word_error_rate", "number", None, "errors per word that was said; test_accuracy only", nullable=True),
     Field("device_state", "object", None, "the machine's state beside the rounds", fields=_DEVICE_STATE),
     Field(

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from .cases import SETTINGS
 from .device_state import HEADINGS, Cores, describe_state, is_calm, was_shared, was_throttled
 from .journal import Entry
-from .regression.text import count_of
+from .regression.records import WALL_CLOCK, timer_of
+from .regression.text import clean, count_of
 from .works import ACCURACY, WORKS, setting_of
 
 if TYPE_CHECKING:
@@ -210,6 +211,8 @@ def _timing_notes(entries: Sequence[Entry], cores: Cores) -> Iterable[str]:
         named = (name for name in (*SETTINGS, *WORKS) if name in settings)
         counts = ", ".join(f"{name} {setting_of(name).rounds}" for name in named)
         yield f"time: median round times the setting's rounds ({counts}); peak memory includes the weights"
+    for timer in sorted({timer_of(benchmark) for benchmark in timed} - {WALL_CLOCK}):
+        yield f"timed by {clean(timer)} (--benchmark-timer), not in wall time: runs of the same clock alone compare"
     states = [benchmark["extra_info"]["device_state"] for benchmark in timed]
     if any(was_shared(state, cores) for state in states):
         yield "! others used cores that the rounds need, or the GPU, meanwhile: trust ratios, not times"

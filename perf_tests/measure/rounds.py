@@ -47,12 +47,15 @@ class Pilot(NamedTuple):
 def choose_rounds(
     run: Callable[[], None], control: Callable[[], None], aim: Aim, yardstick: Measure | None = None
 ) -> int:
-    """Run a pilot and choose the number of rounds; the pilot ends early where the budget allows no choice."""
+    """Run a pilot and choose the number of rounds; the pilot ends early where the budget allows no choice.
+
+    The budget is of wall time, and so is the pilot, whatever clock the rounds are timed by.
+    """
     pilot = Pilot([], [], [])
     while len(pilot.seconds) <= PILOT_PAIRS:
         pilot.control_seconds.append(seconds_of(control))
         if yardstick is not None:
-            pilot.yardstick_seconds.append(math.fsum(yardstick()))
+            pilot.yardstick_seconds.append(seconds_of(yardstick))
         pilot.seconds.append(seconds_of(run))
         if pilot.pair_seconds * aim.least >= aim.budget_seconds:
             return aim.least

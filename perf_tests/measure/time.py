@@ -1,20 +1,27 @@
-"""Rounds through pytest-benchmark's ``pedantic``, each beside a control round and the yardstick where there are."""
+"""Rounds through pytest-benchmark's ``pedantic``, each beside a control round and the yardstick where there are.
+
+All of these are timed by one clock, pytest-benchmark's (``--benchmark-timer``): ratios of unlike clocks mean nothing.
+"""
 
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
-from .yardstick import Measure, Reading
+from .yardstick import Clock, Measure, Reading
+
+# Seconds of wall time, and what pytest-benchmark times with unless another clock is asked for.
+WALL_CLOCK: Clock = time.perf_counter
 
 
 class Benchmark(Protocol):
-    """The part of pytest-benchmark's fixture that the suite uses."""
+    """The part of pytest-benchmark's fixture that the suite uses; ``_timer``, its clock, is not public there."""
 
     group: str | None
     extra_info: dict[str, Any]
     stats: Any
     has_error: bool
     disabled: bool
+    _timer: Clock
 
     def pedantic(
         self,
@@ -63,7 +70,8 @@ def time_rounds(
 
     ``run`` and ``control`` return when the device is done, so both ends of a round are synchronised. The control runs
     before each round, or after it with ``control_after``; ``yardstick`` is read between the two. ``between`` is told
-    how many rounds are done, before each pair and outside of what is timed.
+    how many rounds are done, before each pair and outside of what is timed. The control is timed by the clock of
+    ``benchmark``; ``yardstick`` must be, too.
     """
     control_seconds: list[float] = []
     readings: list[Reading] = []
@@ -73,7 +81,7 @@ def time_rounds(
 
     def time_control() -> None:
         if control is not None:
-            control_seconds.append(seconds_of(control))
+            control_seconds.append(seconds_of(control, benchmark._timer))
 
     def read_yardstick() -> None:
         if yardstick is not None:
@@ -99,8 +107,8 @@ def time_rounds(
     return Beside(control_seconds[-rounds:], readings[-rounds:], spans[-rounds:])
 
 
-def seconds_of(run: Callable[[], None]) -> float:
+def seconds_of(run: Callable[[], object], clock: Clock = WALL_CLOCK) -> float:
     """How long one call takes."""
-    start = time.perf_counter()
+    start = clock()
     run()
-    return time.perf_counter() - start
+    return clock() - start

@@ -14,7 +14,6 @@ Its products and sums are oneDNN's and FBGEMM's, as flash's are: MKL's, which ``
 or less by where the operands happen to lie.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -25,6 +24,7 @@ from torch import Tensor
 from perf_tests.cases import CHECKPOINTS, ENCODER_POSITIONS, MEL_FRAMES, Cell
 from perf_tests.works import setting_of
 
+Clock = Callable[[], float]
 # Another one for any other work: readings compare with those of the same version alone.
 VERSION = 2
 # Parts that the vocabulary's rows are summed up in, which cores share.
@@ -59,9 +59,13 @@ class _Cross(NamedTuple):
 
 
 class Yardstick:
-    """The work of one cell and its weights, about the size of the cell's own while it is alive."""
+    """The work of one cell and its weights, about the size of the cell's own while it is alive.
 
-    def __init__(self, cell: Cell) -> None:
+    It is timed by ``clock``, which must be the one of the rounds that it is read beside.
+    """
+
+    def __init__(self, cell: Cell, clock: Clock) -> None:
+        self._clock = clock
         checkpoint = CHECKPOINTS[cell.checkpoint]
         self._generator = torch.Generator().manual_seed(0)
         self._width, self._heads = checkpoint.d_model, checkpoint.heads
@@ -96,11 +100,11 @@ class Yardstick:
     @torch.no_grad()
     def measure(self) -> Reading:
         """Do the work once."""
-        start = time.perf_counter()
+        start = self._clock()
         states = self._encode()
-        middle = time.perf_counter()
+        middle = self._clock()
         self._decode(states)
-        return Reading(middle - start, time.perf_counter() - middle)
+        return Reading(middle - start, self._clock() - middle)
 
     def _encode(self) -> Tensor:
         """The states, ``(1500, width)``."""

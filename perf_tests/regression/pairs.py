@@ -6,11 +6,11 @@ from typing import NamedTuple
 from perf_tests.plan import BadInputError
 
 from .fingerprint import FINGERPRINT, STEP, Difference, differences, without
-from .records import DEFINITION, Record
+from .records import DEFINITION, TIMER, Record
 from .runs import Run
 from .text import clean, count_of
 
-ALLOWABLE = (*FINGERPRINT, STEP, *DEFINITION, "case_definition")
+ALLOWABLE = (*FINGERPRINT, STEP, *DEFINITION, TIMER, "case_definition")
 
 
 class Pair(NamedTuple):
@@ -50,7 +50,7 @@ def pair_runs(base: Run, head: Run, allow: Collection[str] = (), *, timed: bool 
     if refused:
         keys = " ".join(f"--allow {difference.key}" for difference in refused)
         other = ""
-        if not definitions and all(difference.key in FINGERPRINT for difference in refused):
+        if all(difference.key in (*FINGERPRINT, TIMER) for difference in refused):
             other = "; the exact numbers compare all the same with --only memory --only counters --only parity"
         raise BadInputError(f"unlike runs: {', '.join(map(str, refused))}; {keys} compares them as they are{other}")
     return Pairing(pairs, machines)
@@ -59,17 +59,21 @@ def pair_runs(base: Run, head: Run, allow: Collection[str] = (), *, timed: bool 
 def definition_differences(pairs: Collection[Pair], allow: Collection[str] = ()) -> tuple[Difference, ...]:
     """What the definitions differ in, apart from what is allowed: the recorded keys, else the hash alone.
 
-    Where all the recorded keys that differ are allowed, so is the hash, which follows them.
+    Where all the recorded keys that differ are allowed, so is the hash, which follows them. The clock is none of them.
     """
     found: dict[str, Difference] = {}
     cases = 0
     for pair in pairs:
         ours, theirs = (record.definition if record else {} for record in (pair.base, pair.head))
-        if not ours or not theirs or ours == theirs:
+        if not ours or not theirs:
             continue
-        keys = [key for key in DEFINITION if ours[key] != theirs[key]] or ["case_definition"]
-        keys = [key for key in keys if key not in allow]
-        cases += bool(keys)
+        unlike = {key for key in ours if ours[key] != theirs[key]}
+        if None in (ours[TIMER], theirs[TIMER]):  # one of them was counted without timing
+            unlike.discard(TIMER)
+        if not unlike.isdisjoint(DEFINITION):
+            unlike.discard("case_definition")
+        keys = [key for key in (TIMER, *DEFINITION, "case_definition") if key in unlike and key not in allow]
+        cases += "case_definition" in keys
         for key in keys:
             found.setdefault(key, Difference(key, ours[key], theirs[key]))
     last = next(reversed(found), None)

@@ -1,7 +1,7 @@
 """pytest plugin: ``--perf-fail-on NAME`` compares the run with a promoted baseline once it is saved.
 
 A regression makes pytest exit with 1. What could not be judged makes it exit with 4, as early as that is known: an
-unusable baseline or another machine's before anything is measured.
+unusable baseline, another machine's or another clock's before anything is measured.
 """
 
 import json
@@ -17,6 +17,7 @@ from perf_tests.plan import BadInputError
 from .comparison import Comparison, compare_runs
 from .config import find_config, read_config
 from .fingerprint import SPEED_ONLY, differences, without
+from .records import TIMER
 from .runs import Run, parse_run, read_run
 from .store import baseline_names, baseline_path
 from .text import clean
@@ -80,8 +81,9 @@ def read_gate(name: str) -> Gate:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Refuse another machine's baseline before an hour of measuring, and before there is a journal of it."""
+    """Refuse another machine's or clock's baseline before an hour of measuring, and before there is a journal of it."""
     config = session.config
+    name = config.getoption("perf_fail_on")
     if GATE not in config.stash or not any(map(is_perf_item, session.items)):
         return
     benchmarks: Any = config._benchmarksession  # type: ignore[attr-defined]  # pytest-benchmark's, on purpose
@@ -89,13 +91,17 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     machine_info = json.loads(safe_dumps(benchmarks.get_machine_info()))  # type: ignore[no-untyped-call]
     baseline, counted = config.stash[GATE].baseline, config.stash[PLAN].counters_only
     if counted and not baseline.counted:
-        raise pytest.UsageError(
-            f"{OPTION} {config.getoption('perf_fail_on')}: timed, and --perf-counters-only is not: promote a run of it"
-        )
+        raise pytest.UsageError(f"{OPTION} {name}: timed, and --perf-counters-only is not: promote a run of it")
     unlike = without(differences(baseline.machine_info, machine_info), SPEED_ONLY if counted else ())
     if unlike:
-        name = config.getoption("perf_fail_on")
         raise pytest.UsageError(f"{OPTION} {name}: made on an unlike machine: {', '.join(map(str, unlike))}")
+    timer = config.getoption("benchmark_timer").rpartition(".")[2]
+    others = {record.definition.get(TIMER) for record in baseline.records.values() if not counted} - {None, timer}
+    if others:
+        raise pytest.UsageError(
+            f"{OPTION} {name}: timed by {clean(', '.join(map(str, others)))}, and this run by {timer}: give the same"
+            " --benchmark-timer"
+        )
 
 
 @pytest.hookimpl(optionalhook=True, trylast=True)

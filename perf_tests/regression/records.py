@@ -17,6 +17,8 @@ COUNTERS = ("aten_op_count", "flop_count", "kernel_launch_count", "host_sync_cou
 FRACTION = "fraction_of_limit"
 # What defines the work, apart from its hash; ``--allow`` takes these names.
 DEFINITION = ("device", "dtype", "batch_size", "new_tokens", "weights", "audio")
+# The clock of rounds, control and yardstick, by pytest-benchmark's name for it; this one where none is recorded.
+TIMER, WALL_CLOCK = "timer", "perf_counter"
 
 _LARGEST = 2**63
 # Seconds outside of these were not measured by any clock.
@@ -60,7 +62,8 @@ class Record(NamedTuple):
     ``seconds`` are the rounds; ``control_seconds`` the control's and ``yardstick`` what it took, paired with them. All
     are empty where times were not looked at, and so is ``meanwhile``, which has what else went on during each round.
     ``process_rounds`` says how many of the rounds each process measured, empty where there was but one.
-    ``definition`` holds ``case_definition`` and the keys of ``DEFINITION``, empty in a plain record.
+    ``definition`` holds ``case_definition``, the keys of ``DEFINITION`` and ``timer``, which is ``None`` where times
+    were not looked at; empty in a plain record.
     """
 
     id: str
@@ -126,7 +129,7 @@ def read_record(
     implementation = _mapping(bench.get("params")).get("implementation")
     return record._replace(
         implementation=implementation if isinstance(implementation, str) else None,
-        definition=_read_definition(name, info),
+        definition=_read_definition(name, info) | {TIMER: timer_of(bench) if timed else None},
         exact={key: _read_count(f"{name}: {key}", info.get(key)) for key in (*MEMORY, *COUNTERS)},
         parity=_read_parity(f"{name}: parity", info.get("parity")),
         fraction_of_limit=_number(f"{name}: {FRACTION}", info.get(FRACTION)),
@@ -140,6 +143,12 @@ def _read_definition(name: str, info: Mapping[str, Any]) -> dict[str, object]:
     if isinstance(definition["device"], str):
         definition["device"] = definition["device"].partition(":")[0]  # which of two like GPUs does not matter
     return definition
+
+
+def timer_of(bench: Mapping[str, Any]) -> str:
+    """The clock that a benchmark was timed by."""
+    timer = _mapping(bench.get("options")).get(TIMER)
+    return timer if isinstance(timer, str) else WALL_CLOCK
 
 
 def _read_rounds(name: str, bench: Mapping[str, Any], plain: bool) -> tuple[float, ...]:

@@ -24,6 +24,7 @@ from .make_runs import (
     remove,
     save,
     set_outcome,
+    set_timer,
 )
 
 Compare = Callable[..., Outcome]
@@ -196,6 +197,33 @@ def test_definitions_that_differ_in_their_hash_alone(compare: Compare, base: Run
     info_of(head)["case_definition"] = "another"
     refused(compare(base, head), "case_definition (", "1 case")
     assert compare(base, head, "--allow", "case_definition").code == 0
+
+
+def test_unlike_clocks(compare: Compare, base: Run, head: Run) -> None:
+    set_timer(head, "process_time")
+    exact = ("--only", "memory", "--only", "counters")
+    refused(compare(base, head), "timer (perf_counter / process_time)", "--allow timer", " ".join(exact))
+    assert compare(base, head, "--allow", "timer").code == 0
+    assert compare(base, head, *exact).code == 0
+    set_timer(base, "process_time")
+    assert compare(base, head).code == 0
+
+
+@pytest.mark.parametrize("timer", ["perf_counter", None, 7, []])
+def test_a_run_that_names_no_clock_was_timed_by_the_default(
+    timer: object, compare: Compare, base: Run, head: Run
+) -> None:
+    set_timer(head, timer)
+    assert compare(base, head).code == 0
+    base["benchmarks"][0]["options"] = "lost"
+    assert compare(base, head).code == 0
+
+
+def test_a_clock_that_is_allowed_hides_no_other_work(compare: Compare, base: Run, head: Run) -> None:
+    set_timer(head, "process_time")
+    info_of(head)["case_definition"] = "another"
+    refused(compare(base, head, "--allow", "timer"), "case_definition (", "1 case")
+    refused(compare(base, head, "--allow", "case_definition"), "timer (")
 
 
 def test_a_key_that_cannot_be_allowed(compare: Compare, base: Run, head: Run) -> None:

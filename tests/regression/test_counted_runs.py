@@ -10,7 +10,7 @@ import pytest
 from perf_tests.regression import merge
 
 from .conftest import Outcome
-from .make_runs import FLASH, MACHINE, ORIGINAL, info_of, make_counted, make_run, remove, save
+from .make_runs import FLASH, MACHINE, ORIGINAL, info_of, make_counted, make_run, remove, save, set_timer
 
 Compare = Callable[..., Outcome]
 Run = dict[str, Any]
@@ -83,6 +83,11 @@ def test_time_that_only_head_measured_is_not_judged_and_said(compare: Compare, c
     outcome = compare(counted_base, head)
     assert (outcome.code, outcome.verdict(FLASH)) == (0, "PASS")
     assert outcome.why(FLASH) == "time: not measured by BASE (--perf-counters-only)"
+
+
+def test_what_was_not_timed_is_of_no_clock(compare: Compare, counted_base: Run, head: Run) -> None:
+    set_timer(head, "process_time")
+    assert compare(counted_base, head).code == 0
 
 
 def test_the_cpus_name_does_not_matter_where_nothing_is_timed(

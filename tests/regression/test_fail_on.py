@@ -128,6 +128,10 @@ def test_refusals_before_anything_is_measured(session: Session, tmp_path: Path) 
     result = session("--perf-fail-on", "main")
     assert result.returncode == 4
     assert "made on an unlike machine: torch (2.12.0 / 2.13.0+cpu)" in result.stderr
+    save(make_baseline(tmp_path), tmp_path / "store" / "baselines" / "main.json")
+    result = session("--perf-fail-on", "main", "--benchmark-timer", "time.process_time")
+    assert result.returncode == 4
+    assert "main: timed by perf_counter, and this run by process_time: give the same --benchmark-timer" in result.stderr
     assert not [path for path in tmp_path.rglob("*.json*") if "baselines" not in path.parts]
 
 

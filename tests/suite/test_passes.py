@@ -1,5 +1,6 @@
 """How many rounds the passes over a case take on a GPU, told by a plan for one and models that generate nothing."""
 
+import time
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +26,7 @@ class Pedantic:
 
     stats = None
     disabled = False
+    _timer = staticmethod(time.perf_counter)
 
     def __init__(self) -> None:
         self.extra_info: dict[str, Any] = {}

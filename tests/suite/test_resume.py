@@ -27,6 +27,10 @@ def test_an_interrupted_run_is_told_and_resumed(tmp_path: Path) -> None:
     assert "perf: cut short: 1 of 3 cases done" in first.stdout
     assert not list(tmp_path.rglob("*.json"))
 
+    other = run_broken(tmp_path, "", "--perf-resume", "--benchmark-timer", "time.process_time")
+    assert other.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "timer (time.perf_counter / time.process_time) (journal / now)" in other.stderr
+
     second = run_broken(tmp_path, "", "--perf-resume")
     assert second.returncode == 0, second.stdout + second.stderr
     assert "perf: resumed: 1 of 3 cases from " in second.stdout

@@ -4,6 +4,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -72,8 +73,9 @@ def test_so_many_rounds_give_the_precision_that_was_asked_for() -> None:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], float]:
     """Calls take as long as they say."""
 
-    def seconds_of(run: Callable[[], None]) -> float:
-        return float(run() or 0)  # type: ignore[func-returns-value]
+    def seconds_of(run: Callable[[], Any]) -> float:
+        result = run() or 0
+        return math.fsum(result) if isinstance(result, Reading) else float(result)
 
     monkeypatch.setattr(rounds, "seconds_of", seconds_of)
     return seconds_of

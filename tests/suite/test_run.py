@@ -160,6 +160,24 @@ def test_every_case_has_its_line_and_its_row(output: str) -> None:
     assert "…" not in table
 
 
+def test_rounds_control_and_yardstick_are_by_one_clock_and_it_is_named(tmp_path: Path) -> None:
+    arguments = ("--perf-rounds", "2", "--benchmark-timer", "tests.suite.ticking_clock.tick", "--benchmark-autosave")
+    result = run_suite(*SMALL, "-k", "flash", *arguments, storage(tmp_path), plugins=("small_checkpoints",))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "timed by tick (--benchmark-timer), not in wall time: runs of the same clock alone compare" in result.stdout
+    saved = read_run(tmp_path)
+    assert validate_run(saved) == []
+    (bench,) = saved["benchmarks"]
+    info = bench["extra_info"]
+    assert bench["options"]["timer"] == "tick"
+    assert bench["stats"]["data"] == info["control"]["rounds_seconds"] == [1.0] * 2
+    assert info["speedup"]["median"] == 1.0
+    assert info["tokens_per_second"] is info["real_time_factor"] is None
+    assert all(seconds == [1.0] * 2 for seconds in info["yardstick"]["rounds_seconds"].values())
+    begin, *_ = info["device_state"]["rounds"]["begin_seconds"]
+    assert not begin.is_integer()  # matched with the machine's state, which is read in wall time
+
+
 @pytest.mark.slow
 def test_a_real_cell(tmp_path: Path) -> None:
     arguments = ("-k", "not eager", "--perf-rounds", "1", "--benchmark-autosave")

@@ -8,12 +8,15 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from perf_tests.measure.time import time_rounds
 from perf_tests.measure.yardstick import Reading
 
+from .ticking_clock import tick
+
 
 class FakeBenchmark:
     """Calls as `pedantic` does, timing nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, timer: Callable[[], float] = time.perf_counter) -> None:
         self.calls: list[str] = []
+        self._timer = timer
 
     def pedantic(
         self,
@@ -87,6 +90,11 @@ def test_the_warm_ups_control_is_not_kept() -> None:
     delays = iter([0.2, 0.0, 0.0, 0.0])
     beside = time_rounds(FakeBenchmark(), lambda: None, 3, control=lambda: time.sleep(next(delays)))
     assert max(beside.control_seconds) < 0.1
+
+
+def test_the_control_is_timed_by_the_clock_of_the_rounds() -> None:
+    beside = time_rounds(FakeBenchmark(tick), lambda: None, 3, control=lambda: None)
+    assert beside.control_seconds == [1.0] * 3
 
 
 def test_without_a_control_there_is_none() -> None:

@@ -8,8 +8,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from perf_tests.cases import Cell
+from perf_tests.measure.time import WALL_CLOCK
 from perf_tests.measure.yardstick import VERSION, Reading, Yardstick, is_available, make_record
 from perf_tests.plan import Options, Probes, make_plan
+
+from .ticking_clock import tick
 
 needs_onednn = pytest.mark.skipif(not is_available(), reason="needs a PyTorch with oneDNN")
 
@@ -31,7 +34,7 @@ class Seen(TorchDispatchMode):
 
 
 def seen(cell: Cell) -> Seen:
-    yardstick = Yardstick(cell)
+    yardstick = Yardstick(cell, WALL_CLOCK)
     with Seen() as mode:
         yardstick.measure()
     return mode
@@ -39,9 +42,14 @@ def seen(cell: Cell) -> Seen:
 
 @needs_onednn
 def test_both_parts_take_their_time() -> None:
-    encoder, decoding = Yardstick(Cell("tiny.en", 2, "single")).measure()
+    encoder, decoding = Yardstick(Cell("tiny.en", 2, "single"), WALL_CLOCK).measure()
     assert encoder > 0
     assert decoding > 0
+
+
+@needs_onednn
+def test_both_parts_are_timed_by_the_clock_that_was_given() -> None:
+    assert Yardstick(Cell("tiny.en", 2, "single"), tick).measure() == Reading(1.0, 1.0)
 
 
 @needs_onednn
@@ -69,7 +77,7 @@ def test_it_is_in_float32_whatever_the_default_is() -> None:
 
 @needs_onednn
 def test_its_numbers_stay_in_range() -> None:
-    yardstick = Yardstick(Cell("tiny.en", 2, "single"))
+    yardstick = Yardstick(Cell("tiny.en", 2, "single"), WALL_CLOCK)
     with torch.no_grad():
         states = yardstick._encode()
     assert states.shape == (1500, 384)

@@ -87,6 +87,18 @@ def without(found: Collection[Difference], allow: Collection[str]) -> tuple[Diff
     return tuple(difference for difference in found if difference.key not in allow)
 
 
+def describe_machine(
+    machine_info: Mapping[str, Any], libraries: Collection[str] = ("torch", "transformers", "xformers")
+) -> str:
+    """``AMD EPYC, 2 threads, torch 2.13.0+cpu, transformers 5.23.0``."""
+    known = fingerprint_of(machine_info)
+    parts = [str(known["gpu.name"] or known["cpu.brand_raw"] or "a machine without a name")]
+    if known["thread_count"] is not None and not known["gpu.name"]:
+        parts.append(f"{known['thread_count']} threads")
+    parts += [f"{name} {known[name]}" for name in libraries if known[name]]
+    return clean(", ".join(parts))
+
+
 def digest(fingerprint: Mapping[str, Scalar]) -> str:
     """A short hash of a fingerprint: the name of its calibration."""
     return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""Each case over the saved runs of one machine: control-corrected speed-up, absolute time, memory, operators."""
+"""Each case over the saved runs of one machine: control-corrected speed-up, absolute time, memory, counters."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from .change_points import ChangePoint, find_change_points
 from .reading import CaseView, RunView
+from .rows import ATEN_OPS, FLOPS, MEMORY
 
 
 class Point(NamedTuple):
@@ -18,6 +19,7 @@ class Point(NamedTuple):
     high: float | None
     memory_bytes: float | None
     aten_ops: float | None
+    flops: float | None
 
 
 class HistoryRun(NamedTuple):
@@ -88,6 +90,7 @@ def _point(case: CaseView) -> Point:
         speedup=speedup.median if speedup else None,
         low=speedup.low if speedup else None,
         high=speedup.high if speedup else None,
-        memory_bytes=case.value("peak_memory_allocated_bytes"),
-        aten_ops=case.value("aten_op_count"),
+        memory_bytes=case.value(MEMORY),
+        aten_ops=case.value(ATEN_OPS),
+        flops=case.value(FLOPS),
     )

@@ -1,4 +1,4 @@
-"""A machine in words and as a table."""
+"""A machine as a table."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,16 +8,6 @@ from perf_tests.regression.text import clean
 
 from .numbers import GIGABYTE
 from .reading import mapping, number
-
-
-def describe_machine(machine_info: Mapping[str, Any]) -> str:
-    """``AMD EPYC, 2 threads, torch 2.13.0+cpu, transformers 5.23.0``."""
-    known = fingerprint_of(machine_info)
-    parts = [str(known["gpu.name"] or known["cpu.brand_raw"] or "a machine without a name")]
-    if known["thread_count"] is not None and not known["gpu.name"]:
-        parts.append(f"{known['thread_count']} threads")
-    parts += [f"{name} {known[name]}" for name in ("torch", "transformers", "xformers") if known[name]]
-    return clean(", ".join(parts))
 
 
 def machine_rows(machine_info: Mapping[str, Any]) -> list[tuple[str, str]]:

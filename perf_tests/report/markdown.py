@@ -3,12 +3,13 @@
 from collections.abc import Collection, Sequence
 
 from perf_tests.cases import PAPER_ROWS, SETTINGS
+from perf_tests.regression.fingerprint import describe_machine
 from perf_tests.regression.text import escape_markdown
 
 from .gathering import Machine
-from .machine import describe_machine
 from .numbers import (
     seldom_recorded,
+    show_count,
     show_gigabytes,
     show_nominal,
     show_parity,
@@ -17,7 +18,7 @@ from .numbers import (
     show_speedup,
 )
 from .reading import CaseView, RunView
-from .rows import MEMORY, PAPER_SETTINGS, Row, implementations_of, rows_of, settings_of, with_missing
+from .rows import ATEN_OPS, FLOPS, MEMORY, PAPER_SETTINGS, Row, implementations_of, rows_of, settings_of, with_missing
 
 PAPER_COLUMNS = (
     "Checkpoint",
@@ -37,6 +38,17 @@ DETAIL_COLUMNS = (
     "Real-time factor",
     "Parity",
 )
+# Of what was counted and not timed.
+COUNTED_COLUMNS = (
+    "Checkpoint",
+    "Dec layers",
+    "Implementation",
+    "ATen ops",
+    "ATen ops / original's",
+    "FLOPs",
+    "FLOPs / original's",
+    "Memory / original's",
+)
 UNPAIRED = "≈"
 
 
@@ -53,7 +65,10 @@ def _machine(machine: Machine, level: int) -> list[str]:
     for setting in settings_of(rows):
         of_setting = [row for row in with_missing(rows) if row.setting == setting]
         lines += [f"{'#' * (level + 1)} {escape_markdown(setting)}{_setting(setting)}", ""]
-        lines += [*paper_table(of_setting), "", *_details([row for row in rows if row.setting == setting]), ""]
+        lines += [*paper_table(of_setting), ""]
+        for details in (_details, _counts):
+            if more := details([row for row in rows if row.setting == setting]):
+                lines += [*more, ""]
     lines += _absent(rows)
     lines += _not_measured(run.cases)
     lines += _others([case for case in run.cases if case.measured and not case.is_generate])
@@ -82,8 +97,9 @@ def paper_table(rows: Sequence[Row]) -> list[str]:
     lines: list[Sequence[str]] = []
     checkpoint = None
     for row in rows:
-        memory = [_or_missing(row, name, _memory(row.case(name))) for name in ("original", "flash")]
-        times = [_or_missing(row, name, show_nominal(row.nominal_seconds(name))) for name in ("original", "flash")]
+        sides = ("original", "flash")
+        memory = [_memory(row.case(name)) or _missing(row, name, time=False) for name in sides]
+        times = [show_nominal(row.nominal_seconds(name)) or _missing(row, name, time=True) for name in sides]
         if checkpoint not in (None, row.checkpoint):
             lines.append([""] * len(PAPER_COLUMNS))
         lines.append(
@@ -98,10 +114,8 @@ def paper_table(rows: Sequence[Row]) -> list[str]:
     return table(PAPER_COLUMNS, lines)
 
 
-def _or_missing(row: Row, implementation: str, text: str) -> str:
-    if text:
-        return text
-    return "not recorded" if row.case(implementation) else escape_markdown(row.why_missing(implementation))
+def _missing(row: Row, implementation: str, *, time: bool) -> str:
+    return escape_markdown(row.why_missing(implementation, time=time))
 
 
 def _memory(case: CaseView | None) -> str:
@@ -113,7 +127,7 @@ def _details(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         for implementation in implementations_of([row]):
             case = row.case(implementation)
-            if case is None:
+            if case is None or case.counted:
                 continue
             speedup = show_speedup(case.speedup)
             if not speedup and implementation != "original":
@@ -138,6 +152,28 @@ def _details(rows: Sequence[Row]) -> list[str]:
         *table(DETAIL_COLUMNS, lines, left=(0, 2, 7)),
         *(["", note] if any(UNPAIRED in line[3] for line in lines) else []),
     ]
+
+
+def _counts(rows: Sequence[Row]) -> list[str]:
+    """The exact figures of the cases that were counted and not timed."""
+    lines = []
+    for row in rows:
+        for implementation in implementations_of([row]):
+            case = row.case(implementation)
+            if case is not None and case.counted:
+                lines.append(
+                    [
+                        escape_markdown(row.checkpoint),
+                        str(row.decoder_layers),
+                        escape_markdown(implementation),
+                        show_count(case.value(ATEN_OPS)),
+                        show_ratio(row.relative(implementation, ATEN_OPS)),
+                        show_count(case.value(FLOPS)),
+                        show_ratio(row.relative(implementation, FLOPS)),
+                        show_ratio(row.relative(implementation, MEMORY)),
+                    ]
+                )
+    return table(COUNTED_COLUMNS, lines, left=(0, 2)) if lines else []
 
 
 def _absent(rows: Sequence[Row]) -> list[str]:

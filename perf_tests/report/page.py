@@ -6,11 +6,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from perf_tests.regression.fingerprint import describe_machine
 from perf_tests.regression.text import clean
 
 from .content import Chart, Section
 from .gathering import Gathered
-from .machine import describe_machine
 from .sections import SECTIONS
 from .subject import make_subject
 

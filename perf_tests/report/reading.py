@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from perf_tests import cases
 from perf_tests.intervals import Estimate
 from perf_tests.plan import BadInputError
-from perf_tests.regression.records import Unreadable
+from perf_tests.regression.records import WALL_CLOCK, Unreadable, timer_of
 from perf_tests.regression.runs import check_format, check_version, parse_document, read_bytes
 from perf_tests.regression.text import LONGEST, clean
 
@@ -49,6 +49,16 @@ class CaseView:
         return bool(self.bench) and self.outcome == "passed"
 
     @property
+    def counted(self) -> bool:
+        """Whether it was counted without timing, on purpose."""
+        return self.measured and "stats" not in self.bench
+
+    @property
+    def timer(self) -> str:
+        """The clock of its rounds."""
+        return clean(timer_of(self.bench))
+
+    @property
     def is_generate(self) -> bool:
         """Whether it is a case of the two tables: a cell done by one implementation."""
         cell = (self.checkpoint, self.decoder_layers, self.setting, self.implementation)
@@ -56,8 +66,12 @@ class CaseView:
 
     @property
     def definition(self) -> str:
-        """The hash of the work; cases of one id and two definitions are two things. Empty where not recorded."""
-        return _text(self.info.get("case_definition")) or ""
+        """The hash of the work, empty where not recorded, and the clock where it is not the wall's.
+
+        Cases of one id and two definitions are two things.
+        """
+        work = _text(self.info.get("case_definition")) or ""
+        return work if self.timer == WALL_CLOCK else f"{work} by {self.timer}"
 
     @cached_property
     def seconds(self) -> tuple[float, ...]:
@@ -121,14 +135,16 @@ class RunView(NamedTuple):
     plain: bool
 
     def describe(self) -> str:
-        """``commit 28b7c31fc5 (main), 2026-11-24 10:42``."""
+        """``commit 28b7c31fc5 (main), 2026-11-24 10:42``; and the clock, where times are not of the wall's."""
         parts = []
         if self.commit:
             branch = f" ({self.branch})" if self.branch else ""
             parts.append(f"commit {self.commit[:10]}{branch}{' with uncommitted changes' if self.dirty else ''}")
         if self.datetime:
             parts.append(self.datetime[:16].replace("T", " "))
-        return clean(", ".join(parts) or self.name)
+        shown = parts or [self.name]
+        timers = sorted({case.timer for case in self.cases} - {WALL_CLOCK})
+        return clean(", ".join([*shown, *(f"timed by {timer}, not in wall time" for timer in timers)]))
 
 
 def view_run(path: Path, name: str) -> RunView:

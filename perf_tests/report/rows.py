@@ -11,7 +11,7 @@ from .reading import CaseView, RunView
 # The settings of the two tables of 2023.
 PAPER_SETTINGS = ("single", "batched")
 MISSING = "missing"
-MEMORY = "peak_memory_allocated_bytes"
+MEMORY, ATEN_OPS, FLOPS = "peak_memory_allocated_bytes", "aten_op_count", "flop_count"
 
 
 class Row(NamedTuple):
@@ -38,10 +38,14 @@ class Row(NamedTuple):
         case = self.cases.get(implementation)
         return case if case is not None and case.measured else None
 
-    def why_missing(self, implementation: str) -> str:
-        """``missing``, or how the case ended instead of being measured."""
+    def why_missing(self, implementation: str, *, time: bool) -> str:
+        """Why a figure, a time or another one, is not there; ``missing`` where the case was not selected."""
         case = self.cases.get(implementation)
-        return case.outcome if case is not None and case.outcome != "passed" else MISSING
+        if case is None:
+            return MISSING
+        if not case.measured:
+            return case.outcome if case.outcome != "passed" else MISSING
+        return "not timed" if time and case.counted else "not recorded"
 
     def relative(self, implementation: str, key: str) -> float | None:
         """A recorded number of ``extra_info`` over the original's."""

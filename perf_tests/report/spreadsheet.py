@@ -1,4 +1,7 @@
-"""The CSV of 2023's benchmark: one file for each setting and implementation, with its columns."""
+"""The CSV of 2023's benchmark: one file for each setting and implementation, with its columns.
+
+Of a case that was counted and not timed there is no runtime; its file has the counters in columns of their own.
+"""
 
 import csv
 import io
@@ -10,9 +13,10 @@ from perf_tests.regression.store import write_file
 from perf_tests.regression.text import clean
 
 from .numbers import GIGABYTE
-from .rows import MEMORY, Row
+from .rows import ATEN_OPS, FLOPS, MEMORY, Row
 
 COLUMNS = ("Checkpoint", "Dec layers", "Params / M", "Compression / %", "VRAM / GB", "Runtime / s")
+COUNTED_COLUMNS = ("ATen ops", "FLOPs")
 
 
 def write_spreadsheets(rows: Sequence[Row], folder: Path) -> list[Path]:
@@ -48,9 +52,10 @@ def to_csv(rows: Sequence[Row], implementation: str, full: Mapping[str, float]) 
     """2023's columns; a figure that was not recorded is left empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for row in rows:
-        case = row.case(implementation)
+    cases = [row.case(implementation) for row in rows]
+    counters = (ATEN_OPS, FLOPS) if any(case is not None and case.counted for case in cases) else ()
+    writer.writerow([*COLUMNS, *(COUNTED_COLUMNS if counters else ())])
+    for row, case in zip(rows, cases, strict=True):
         count, memory = (case.value(key) if case else None for key in ("parameter_count", MEMORY))
         whole = full.get(row.checkpoint)
         compression = 100 * (whole - count) / whole if whole and count is not None else None
@@ -62,6 +67,7 @@ def to_csv(rows: Sequence[Row], implementation: str, full: Mapping[str, float]) 
                 _rounded(compression, 1, 1),
                 _rounded(memory, GIGABYTE, 3),
                 _rounded(row.nominal_seconds(implementation), 1, 2),
+                *(_rounded(case.value(key) if case else None, 1, 0) for key in counters),
             ]
         )
     return text.getvalue()

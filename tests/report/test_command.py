@@ -22,6 +22,7 @@ from tests.regression.make_runs import (
     remove,
     save,
     set_outcome,
+    set_timer,
 )
 
 from .conftest import Outcome
@@ -183,9 +184,50 @@ def test_cases_without_rounds_show_their_counters(report: Report, tmp_path: Path
 
 
 def test_cases_that_were_counted_show_memory_and_counters(report: Report, tmp_path: Path) -> None:
-    page = Page(report(save(make_counted(make_run()), tmp_path / "run.json")).html)
-    assert page.tables[SINGLE][0][2:6] == ["0.180", "0.180", "not recorded", "not recorded"]
-    assert page.tables["Exact counters of one round"][1][:3] == ["tiny.en · 4 · single", "flash", "5,451"]
+    run = make_counted(make_run())
+    info_of(run)["aten_op_count"] = 2725
+    outcome = report(save(run, tmp_path / "run.json"))
+    page = Page(outcome.html)
+    assert page.tables[SINGLE][0][2:6] == ["0.180", "0.180", "not timed", "not timed"]
+    counts = ["2,725", "0.50", "42,183,462,912", "1.00"]
+    assert page.tables["Exact counters of one round"][1] == ["tiny.en · 4 · single", "flash", *counts]
+    assert page.tables["Peak memory"][1][:3] == ["tiny.en · 4 · single", "flash", "179.7"]
+    rows = [cells(line) for line in outcome.markdown.splitlines() if line.startswith("| tiny.en")]
+    assert rows == [
+        ["tiny.en", "4", "0.180", "0.180", "not timed", "not timed"],
+        ["tiny.en", "4", "original", "5,451", "1.00", "42,183,462,912", "1.00", "1.00"],
+        ["tiny.en", "4", "flash", *counts, "1.00"],
+    ]
+    assert "Speed-up" not in outcome.markdown
+
+
+def test_memory_that_was_not_counted_is_not_missing(report: Report, tmp_path: Path) -> None:
+    run = make_counted(make_run([Case("tiny.en", 4, "batched", name) for name in ("original", "flash")]))
+    for entry in run["perf_cases"]:
+        entry["extra_info"]["peak_memory_allocated_bytes"] = None
+    outcome = report(save(run, tmp_path / "run.json"))
+    row = next(line for line in outcome.markdown.splitlines() if line.startswith("| tiny.en"))
+    assert cells(row)[2:] == ["not recorded", "not recorded", "not timed", "not timed"]
+
+
+def test_a_run_of_counted_and_timed_cases_shows_both(report: Report, tmp_path: Path) -> None:
+    run = make_run([Case("tiny.en", layers, "single", "flash") for layers in (4, 2)])
+    counted = make_counted(make_run([Case("tiny.en", 2, "single", "flash")]))
+    del run["benchmarks"][1]
+    run["perf_cases"][1] = counted["perf_cases"][0]
+    outcome = report(save(run, tmp_path / "run.json"))
+    rows = [cells(line) for line in outcome.markdown.splitlines() if "| flash" in line]
+    assert [(row[1], len(row), row[3]) for row in rows] == [("4", 8, "2.00"), ("2", 8, "5,451")]
+    assert Page(outcome.html).tables[SINGLE][1][5] == "not timed"
+
+
+def test_a_clock_that_is_not_the_walls_is_named(report: Report, tmp_path: Path) -> None:
+    run = make_run()
+    assert "timed by" not in report(save(run, tmp_path / "run.json")).markdown
+    set_timer(run, "process_time")
+    outcome = report(save(run, tmp_path / "run.json"))
+    for text in (outcome.markdown.replace("\\", ""), outcome.html):
+        assert ", timed by process_time, not in wall time" in text
 
 
 def test_component_cases_are_no_cells_of_the_tables(report: Report, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from perf_tests.cases import Case
 from perf_tests.report.gathering import Found, gather
 from perf_tests.report.rows import rows_of
 from perf_tests.report.spreadsheet import COLUMNS, write_spreadsheets
-from tests.regression.make_runs import make_run, save
+from tests.regression.make_runs import make_counted, make_run, save
 from tests.suite.runs import ROOT, run
 
 SMALL = ("--checkpoint", "tiny.en", "--decoder-layers", "2", "--setting", "single", "--rounds", "2", "--device", "cpu")
@@ -54,6 +54,17 @@ def test_compression_is_relative_to_the_whole_decoder(tmp_path: Path) -> None:
         [*COLUMNS],
         ["tiny.en", "4", "40.0", "0.0", "0.180", "20.00"],
         ["tiny.en", "2", "30.0", "25.0", "0.180", "20.00"],
+    ]
+
+
+def test_what_was_counted_is_in_columns_of_its_own(tmp_path: Path) -> None:
+    document = make_counted(make_run([Case("tiny.en", 4, "single", "flash")]))
+    path = save(document, tmp_path / "run.json")
+    (machine,) = gather([Found(path, path.name)]).machines
+    (written,) = write_spreadsheets(rows_of(machine.shown), tmp_path)
+    assert [*csv.reader(written.read_text().splitlines())] == [
+        [*COLUMNS, "ATen ops", "FLOPs"],
+        ["tiny.en", "4", "37.8", "0.0", "0.180", "", "5451", "42183462912"],
     ]
 
 

@@ -12,7 +12,7 @@ from perf_tests.cases import Case
 from perf_tests.report import gathering
 from perf_tests.report.change_points import find_change_points
 from perf_tests.report.commits import commit_url, template_of
-from tests.regression.make_runs import CELL, FLASH, ORIGINAL, info_of, make_run, save
+from tests.regression.make_runs import CELL, FLASH, ORIGINAL, info_of, make_counted, make_run, save, set_timer
 
 from .conftest import Outcome
 from .make_history import commit_at, make_history
@@ -112,6 +112,42 @@ def test_one_id_and_two_definitions_are_two_series(report: Report, tmp_path: Pat
         f"{FLASH} (before)": 2,
     }
     assert choices[f"{FLASH} (after)"]["run"] == [2, 3]
+
+
+def test_two_clocks_are_two_series(report: Report, tmp_path: Path) -> None:
+    for index in range(4):
+        run = make_run([Case(*CELL, "flash")], seed=index)
+        if index % 2:
+            set_timer(run, "process_time")
+        save(run, tmp_path / "runs" / f"{index}.json")
+    choices = history_of(report(tmp_path / "runs").html)["choices"]
+    names = [f"{FLASH} (def-tiny.en-4-single{clock})" for clock in ("", " by process_time")]
+    assert {name: choices[name]["run"] for name in names} == {names[0]: [0, 2], names[1]: [1, 3]}
+
+
+def test_runs_that_were_counted_have_a_history_of_counters(report: Report, tmp_path: Path) -> None:
+    for index in range(3):
+        run = make_counted(make_run(seed=index))
+        info_of(run)["aten_op_count"] += 545 * index
+        save(run, tmp_path / "runs" / f"{index}.json")
+    html = report(tmp_path / "runs").html
+    columns = history_of(html)["choices"][FLASH]
+    assert columns["ops"] == [5451, 5996, 6541]
+    assert columns["flops"] == 42_183_462_912
+    assert columns["seconds"] is columns["speedup"] is None
+    row = next(row for row in Page(html).tables["Cases over the runs"] if row[0] == FLASH)
+    assert row[1:] == ["3", *[""] * 5, "179.7", "+0.0 %", "6,541", "+20.0 %", "42,183,462,912", "+0.0 %"]
+
+
+def test_the_newest_time_is_that_of_the_newest_run_that_has_one(report: Report, tmp_path: Path) -> None:
+    paths = make_history(tmp_path / "runs", 3)
+    timed = Page(report(*paths[:2]).html).tables["Cases over the runs"]
+    save(make_counted(json.loads(paths[2].read_text())), paths[2])
+    mixed = Page(report(tmp_path / "runs").html).tables["Cases over the runs"]
+    assert [row[1] for row in mixed] == ["3", "3"]
+    assert [row[2:] for row in mixed] == [row[2:] for row in timed]
+    assert mixed[0][2]
+    assert mixed[1][6]
 
 
 def test_of_very_many_runs_the_newest_are_shown(

@@ -1,7 +1,7 @@
-"""Each case over commits: corrected by the control where there is one, absolute, and memory."""
+"""Each case over commits: corrected by the control where there is one, absolute, memory and counters."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import altair as alt
@@ -11,7 +11,7 @@ from perf_tests.report.change_points import LEAST_RUNS, ChangePoint
 from perf_tests.report.commits import commit_url
 from perf_tests.report.content import Cell, Chart, Choice, Columns, Section, Table, compact, number_cell, text_cell
 from perf_tests.report.history import HistoryRun, Series, make_series
-from perf_tests.report.numbers import MEGABYTE, show_change, show_megabytes, show_ratio, show_seconds
+from perf_tests.report.numbers import MEGABYTE, show_change, show_count, show_megabytes, show_ratio, show_seconds
 from perf_tests.report.subject import Subject
 
 DIGITS = 4
@@ -26,6 +26,10 @@ CASE_COLUMNS = (
     "time per round, newest",
     "peak memory, newest, MB",
     "memory since the first run",
+    "ATen ops, newest",
+    "ATen ops since the first run",
+    "FLOPs, newest",
+    "FLOPs since the first run",
 )
 
 
@@ -45,8 +49,8 @@ def build(subject: Subject) -> Section | None:
     )
     text = (
         "Runs of this machine, oldest first. The speed-up is corrected by the control that ran beside each round, so"
-        " that the machine's drift does not show as a change; times and memory are absolute, and times are bound to"
-        " the machine."
+        " that the machine's drift does not show as a change; other figures are absolute, and times are bound to the"
+        " machine."
     )
     notes = [
         f"Change points: PELT on the logarithm of the speed-up, looked for from {2 * LEAST_RUNS} runs on;"
@@ -58,7 +62,13 @@ def build(subject: Subject) -> Section | None:
         "History",
         text,
         choice=choice,
-        charts=[_speedups(runs), _times(runs), _memory(runs)],
+        charts=[
+            _speedups(runs),
+            _times(runs),
+            _exact(runs, "memory", "Peak memory", ", MB", ",.1f"),
+            _exact(runs, "ops", "ATen ops", " of a round", ",.0f"),
+            _exact(runs, "flops", "FLOPs", " of a round", ",.0f"),
+        ],
         tables=[table for table in tables if table.rows],
         notes=notes,
     )
@@ -87,6 +97,8 @@ def _columns(one: Series) -> Columns:
         "low": [point.low for point in one.points],
         "high": [point.high for point in one.points],
         "memory": [None if point.memory_bytes is None else point.memory_bytes / MEGABYTE for point in one.points],
+        "ops": [point.aten_ops for point in one.points],
+        "flops": [point.flops for point in one.points],
         "level": levels,
         "change": changes,
     }
@@ -115,24 +127,39 @@ def _short(run: HistoryRun) -> str:
 def _cases(labels: Sequence[str], series: Sequence[Series], runs: Sequence[HistoryRun], subject: Subject) -> Table:
     rows = []
     for label, one in zip(labels, series, strict=True):
-        newest, first = one.points[-1], one.points[0]
+        # A run that was counted and not timed has no times, and one that was timed may lack others.
+        speedup, seconds = (_recorded(one, key)[-1] for key in ("speedup", "seconds"))
         last = one.changes[-1] if one.changes else None
-        grown = newest.memory_bytes / first.memory_bytes - 1 if newest.memory_bytes and first.memory_bytes else None
         rows.append(
             [
                 Cell(label, label, choose=label),
                 number_cell(str(len(one.points)), len(one.points)),
-                number_cell(show_ratio(newest.speedup), newest.speedup),
+                number_cell(show_ratio(speedup), speedup),
                 _change_cell(last),
                 number_cell(str(len(one.changes)) if one.corrected else "", len(one.changes)),
                 _commit_cell(runs[one.indices[last.place]], subject) if last else Cell(""),
-                number_cell(show_seconds(newest.seconds), newest.seconds),
-                number_cell(show_megabytes(newest.memory_bytes), newest.memory_bytes),
-                number_cell(show_change(grown), grown, "" if not grown else "bad" if grown > 0 else "good"),
+                number_cell(show_seconds(seconds), seconds),
+                *_exact_cells(one, "memory_bytes", show_megabytes),
+                *_exact_cells(one, "aten_ops", show_count),
+                *_exact_cells(one, "flops", show_count),
             ]
         )
     note = "Choose a case to see it above."
-    return Table("Cases over the runs", CASE_COLUMNS, rows, frozenset({1, 2, 3, 4, 6, 7, 8}), note)
+    return Table("Cases over the runs", CASE_COLUMNS, rows, frozenset({1, 2, 3, 4, *range(6, len(CASE_COLUMNS))}), note)
+
+
+def _recorded(one: Series, key: str) -> list[float | None]:
+    """A case's figure in the runs that have it, oldest first; a single ``None`` where none has."""
+    return [value for point in one.points if (value := getattr(point, key)) is not None] or [None]
+
+
+def _exact_cells(one: Series, key: str, show: Callable[[float | None], str]) -> list[Cell]:
+    """An exact figure in the newest run that has it, and what it has grown by."""
+    values = _recorded(one, key)
+    first, newest = values[0], values[-1]
+    grown = newest / first - 1 if newest and first else None
+    mark = "" if not grown else "bad" if grown > 0 else "good"
+    return [number_cell(show(newest), newest), number_cell(show_change(grown), grown, mark)]
 
 
 def _changes(labels: Sequence[str], series: Sequence[Series], runs: Sequence[HistoryRun], subject: Subject) -> Table:
@@ -258,15 +285,13 @@ def _times(runs: Sequence[HistoryRun]) -> Chart:
     return Chart("Absolute time over commits, machine-bound", spec, None, caption, needs="seconds")
 
 
-def _memory(runs: Sequence[HistoryRun]) -> Chart:
-    base = (
-        charts.chart()
-        .transform_filter("isValid(datum.memory)")
-        .encode(x=_run_axis(runs), y=alt.Y("memory:Q", title="peak memory, MB", scale=alt.Scale(zero=False)))
-    )
+def _exact(runs: Sequence[HistoryRun], column: str, name: str, unit: str, form: str) -> Chart:
+    """What repeats to the last digit: a step is the code's."""
+    y = alt.Y(f"{column}:Q", title=f"{name}{unit}", scale=alt.Scale(zero=False))
+    base = charts.chart().transform_filter(f"isValid(datum.{column})").encode(x=_run_axis(runs), y=y)
     points = base.mark_point(filled=True, size=_point_size(runs), opacity=1, color="var(--flash)").encode(
-        href="url:N", tooltip=[charts.tip("memory:Q", "peak memory, MB", ",.1f"), *_tips()]
+        href="url:N", tooltip=[charts.tip(f"{column}:Q", f"{name}{unit}", form), *_tips()]
     )
     line = base.mark_line(interpolate="step-after", color="var(--flash)", strokeWidth=1.2)
-    spec = charts.finish(line, points, height=200, description="Peak memory over the runs.")
-    return Chart("Peak memory over commits", spec, None, "Exact.", needs="memory")
+    spec = charts.finish(line, points, height=200, description=f"{name} over the runs.")
+    return Chart(f"{name} over commits", spec, None, "Exact.", needs=column)

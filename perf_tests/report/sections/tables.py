@@ -52,10 +52,10 @@ def _row(row: Row) -> list[Cell]:
     for name in ("original", "flash"):
         case = row.case(name)
         value = case.value(MEMORY) if case else None
-        cells.append(_or_missing(row, name, show_gigabytes(value), value))
+        cells.append(_or_missing(row, name, show_gigabytes(value), value, time=False))
     for name in ("original", "flash"):
         seconds = row.nominal_seconds(name)
-        cells.append(_or_missing(row, name, show_nominal(seconds), seconds))
+        cells.append(_or_missing(row, name, show_nominal(seconds), seconds, time=True))
     cells.append(_judged(show_speedup(speedup), speedup.median if speedup else None, better_above=True))
     cells.append(_judged(show_ratio(memory), memory, better_above=False))
     for key in ("tokens_per_second", "real_time_factor"):
@@ -66,11 +66,10 @@ def _row(row: Row) -> list[Cell]:
     return [*cells, Cell(tokens[0], tokens[0], mark=tokens[1])]
 
 
-def _or_missing(row: Row, implementation: str, text: str, value: float | None) -> Cell:
-    if text:
-        return number_cell(text, value)
-    why = row.why_missing(implementation) if row.case(implementation) is None else "not recorded"
-    return number_cell(why, None, "missing")
+def _or_missing(row: Row, implementation: str, text: str, value: float | None, *, time: bool) -> Cell:
+    return (
+        number_cell(text, value) if text else number_cell(row.why_missing(implementation, time=time), None, "missing")
+    )
 
 
 def _judged(text: str, value: float | None, *, better_above: bool) -> Cell:

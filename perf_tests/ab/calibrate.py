@@ -13,7 +13,7 @@ from perf_tests.plan import BadInputError
 from perf_tests.regression.arguments import make_parser, run_command
 from perf_tests.regression.calibration import write_calibration
 from perf_tests.regression.disturbance import calm_rounds
-from perf_tests.regression.fingerprint import differences
+from perf_tests.regression.fingerprint import describe_machine, differences
 from perf_tests.regression.noise import LEAST_RUNS, CaseNoise, measure_noise
 from perf_tests.regression.references import FORMS, locate, storage_path
 from perf_tests.regression.runs import Run, read_run
@@ -45,7 +45,8 @@ def _calibrate(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         for run in runs:  # the session is over: the next one measures anew
             Path(run.name).unlink()
     _print_table(measured)
-    print(f"{clean(path)}: {count_of(len(measured), 'case')}")
+    machine = describe_machine(runs[0].machine_info, ("torch",))
+    print(f"{clean(path)}: {count_of(len(measured), 'case')} of {machine}")
     return 0
 
 
@@ -107,8 +108,8 @@ def noises_of(runs: Sequence[Run]) -> tuple[Mapping[str, CaseNoise], list[str]]:
         timed = [record for record in records if record.ran and record.control_seconds]
         if not timed:
             continue
-        if len({record.definition["case_definition"] for record in timed}) > 1:
-            problems.append(f"{clean(name)}: its definition differs from run to run")
+        if any(record.definition != timed[0].definition for record in timed):
+            problems.append(f"{clean(name)}: its definition, or the clock, differs from run to run")
             continue
         calm = [rounds for record in timed if (rounds := calm_rounds(record)) is not None]
         try:

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from datetime import UTC, datetime
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -179,9 +180,8 @@ def _check_bar(bar: Bar, pairs: Collection[Pair]) -> None:
 
 def noise_of(pair: Pair, calibrations: Collection[Calibration]) -> Noise:
     """A case's noise: the larger one where BASE's and HEAD's machines differ."""
-    definition = pair.base.definition.get("case_definition") if pair.base else None
-    noises = [calibration.of(pair.id, definition) for calibration in calibrations]
-    return max(noises, default=Noise(DEFAULT_NOISE, calibrated=False))
+    noises = [calibration.of(pair.id, pair.base.definition if pair.base else {}) for calibration in calibrations]
+    return max(noises, key=lambda noise: noise[:3], default=Noise(DEFAULT_NOISE, calibrated=False))
 
 
 def _disturbance_notes(cases: Collection[CaseResult]) -> list[str]:
@@ -219,13 +219,21 @@ def _calibration_notes(
     cases: Collection[CaseResult], pairs: Collection[Pair], calibrations: Collection[Calibration]
 ) -> list[str]:
     timed = [pair for case, pair in zip(cases, pairs, strict=True) if case.finding(TIME)]
-    unknown = sum(not noise_of(pair, calibrations).calibrated for pair in timed)
-    if not unknown:
-        return []
+    noises = {pair.id: noise_of(pair, calibrations) for pair in timed}
+    notes = []
+    for calibration in {calibration.path: calibration for calibration in calibrations}.values():
+        own = {*calibration.cases.values()}
+        if used := [noise for noise in noises.values() if noise in own]:
+            notes.append(calibration.describe(used, datetime.now(UTC)))
+    unknown = sum(not noise.calibrated for noise in noises.values())
     default = percent(DEFAULT_NOISE, sign=False)
-    if not any(calibration.cases for calibration in calibrations):
-        return [f"no calibration of this machine: its noise is taken for {default}"]
-    return [f"{count_of(unknown, 'case')} not in this machine's calibration: their noise is taken for {default}"]
+    if unknown and not any(calibration.cases for calibration in calibrations):
+        notes.append(f"no calibration of this machine: its noise is taken for {default}")
+    elif unknown:
+        notes.append(
+            f"{count_of(unknown, 'case')} not in this machine's calibration: their noise is taken for {default}"
+        )
+    return notes
 
 
 def _drift_notes(cases: Collection[CaseResult], pairs: Collection[Pair]) -> list[str]:

@@ -13,7 +13,17 @@ from perf_tests.regression import command
 from perf_tests.regression.calibration import calibration_path
 from perf_tests.regression.noise import measure_noise
 from perf_tests.regression.runs import parse_run
-from tests.regression.make_runs import FLASH, MACHINE, add_yardstick, disturb, info_of, make_run, save, slow_down
+from tests.regression.make_runs import (
+    FLASH,
+    MACHINE,
+    add_yardstick,
+    disturb,
+    info_of,
+    make_run,
+    save,
+    set_timer,
+    slow_down,
+)
 
 from .conftest import Lab, Repository
 
@@ -125,9 +135,27 @@ def test_compare_uses_it(say: Say, tmp_path: Path, capsys: pytest.CaptureFixture
     pair = [str(save(make_run(seed=21), tmp_path / "base.json")), str(save(head, tmp_path / "head.json"))]
     assert command.main(pair) == 1
     assert "no calibration of this machine" in capsys.readouterr().out
-    assert say("--from", *noisy)[0] == 0
+    code, said, _ = say("--from", *noisy)
+    assert code == 0
+    assert said.endswith(": 1 case of A CPU, 2 threads, torch 2.13.0+cpu\n")
     assert command.main(pair) == 0
-    assert "no calibration" not in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "no calibration" not in out
+    assert "calibration of A CPU, 2 threads, torch 2.13.0+cpu, made today (commit aaaaaaaaaa)\n" in out
+
+
+def test_noise_by_another_clock_is_not_this_ones(say: Say, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = []
+    for seed in range(1, 9):
+        run = make_run(seed=seed)
+        set_timer(run, "process_time")
+        paths.append(save(run, tmp_path / f"{seed}.json"))
+    assert say("--from", *paths)[0] == 0
+    command.main(list(map(str, paths[:2])))
+    assert "noise from the calibration of " in capsys.readouterr().out
+    pair = [str(save(make_run(seed=seed), tmp_path / f"{seed}.json")) for seed in (20, 21)]
+    command.main(pair)
+    assert "1 case not in this machine's calibration" in capsys.readouterr().out
 
 
 def test_another_case_keeps_its_noise(say: Say, saved: list[Path]) -> None:
@@ -135,9 +163,15 @@ def test_another_case_keeps_its_noise(say: Say, saved: list[Path]) -> None:
     path = calibration_path(MACHINE)
     document = json.loads(path.read_text())
     document["cases"]["another"] = document["cases"].pop(FLASH)
+    document |= {"datetime": "2026-01-01T00:00:00+00:00", "commit": "c" * 40}
     path.write_text(json.dumps(document))
-    say("--from", *saved)
-    assert set(stored(make_run())) == {"another", FLASH}
+    for _ in range(2):
+        say("--from", *saved)
+        cases = stored(make_run())
+        assert set(cases) == {"another", FLASH}
+        # When and of what it was measured does not change with the other's.
+        assert cases["another"] | {"datetime": "2026-01-01T00:00:00+00:00", "commit": "c" * 40} == cases["another"]
+        assert "datetime" not in cases[FLASH]
 
 
 def test_the_smallest_visible_change_is_found_and_half_of_it_is_not(saved: list[Path]) -> None:
@@ -179,7 +213,8 @@ def test_a_disturbed_run_does_not_count(say: Say, saved: list[Path]) -> None:
     [
         (lambda run: run["machine_info"].update(package_hash="another"), "noise is that of unchanged code"),
         (lambda run: run["machine_info"].update(torch="3.0"), "unlike machines: torch"),
-        (lambda run: info_of(run).update(case_definition="another"), "its definition differs"),
+        (lambda run: info_of(run).update(case_definition="another"), "its definition, or the clock, differs"),
+        (lambda run: set_timer(run, "process_time"), "its definition, or the clock, differs"),
         (disturb, "5 runs; at least 6 are needed, 1 more"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -283,13 +284,19 @@ def test_a_run_of_before_the_yardstick_is_read(compare: Compare, base: Run, head
 # The machine's noise
 
 
-def calibrate(run: Run, noise: float, definition: str = "def-tiny.en-4-single", **more: object) -> Path:
+def calibrate(
+    run: Run,
+    noise: float,
+    definition: str = "def-tiny.en-4-single",
+    made: object = "2026-11-24T10:42:02+00:00",
+    **more: object,
+) -> Path:
     """Store a calibration of the run's machine."""
     entry = {"case_definition": definition, "runs": 12, "noise": noise, "smallest_visible_change": 0.1}
     document = {
         "calibration_version": 1,
         "fingerprint": fingerprint_of(run["machine_info"]),
-        "datetime": "2026-11-24T10:42:02+00:00",
+        "datetime": made,
         "commit": "c" * 40,
         "cases": {FLASH: entry | more},
     }
@@ -346,6 +353,56 @@ def test_a_broken_calibration_is_refused(noise: Any, compare: Compare, base: Run
     outcome = compare(base, head)
     assert outcome.code == 2
     assert str(path) in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("days", "age"),
+    [
+        (-3, "made today (commit cccccccccc)"),
+        (0, "made today (commit cccccccccc)"),
+        (1, "made 1 day ago (commit cccccccccc)"),
+        (90, "made 90 days ago (commit cccccccccc)"),
+        (91, "made 91 days ago (commit cccccccccc); calibrating again is due (python -m perf_tests calibrate)"),
+    ],
+)
+def test_what_a_calibration_is_of_is_said_where_it_decided(
+    days: int, age: str, compare: Compare, base: Run, head: Run
+) -> None:
+    made = datetime.now(UTC) - timedelta(days=days, minutes=5)
+    calibrate(base, 0.02, made=made.isoformat())
+    outcome = compare(base, head)
+    assert outcome.report is not None
+    (note,) = (note for note in outcome.report["notes"] if "calibration" in note)
+    assert note == f"noise from the calibration of A CPU, 2 threads, torch 2.13.0+cpu, {age}"
+    compared = compare(base, head, "--only", "counters").report
+    assert compared is not None
+    assert not [note for note in compared["notes"] if "calibration" in note]
+
+
+def test_the_oldest_noise_that_decided_is_told(compare: Compare, base: Run, head: Run) -> None:
+    old = (datetime.now(UTC) - timedelta(days=12, minutes=5)).isoformat()
+    calibrate(base, 0.02, made=datetime.now(UTC).isoformat(), datetime=old, commit="d" * 40)
+    assert "made 12 days ago (commit dddddddddd)" in compare(base, head).out
+
+
+def test_each_machines_calibration_that_decided_is_told(compare: Compare, base: Run, head: Run) -> None:
+    head["machine_info"]["torch"] = "3.0"
+    calibrate(base, 0.02)
+    calibrate(head, 0.04)
+    assert "calibration of A CPU, 2 threads, torch 3.0, made" in compare(base, head, "--allow", "torch").out
+    assert "torch 2.13.0+cpu, made" not in compare(base, head, "--allow", "torch").out  # the larger one counts
+
+
+@pytest.mark.parametrize("made", ["last week", "", None, 7, "2026-11-24T10:42:02", "2026-13-24T10:42:02+00:00"])
+@pytest.mark.parametrize("of_the_case", [False, True])
+def test_a_calibration_of_no_time_is_refused(
+    made: object, of_the_case: bool, compare: Compare, base: Run, head: Run
+) -> None:
+    path = calibrate(base, 0.02, datetime=made) if of_the_case else calibrate(base, 0.02, made=made)
+    outcome = compare(base, head)
+    assert outcome.code == 2
+    assert f"{path}: no calibration: datetime: " in outcome.err
+    assert outcome.err.endswith("; calibrate again, or remove it\n")
 
 
 def test_another_machines_calibration_is_refused(compare: Compare, base: Run, head: Run) -> None:

@@ -218,8 +218,11 @@ def _ids(ids: Sequence[str]) -> str:
 def _calibration_notes(
     cases: Collection[CaseResult], pairs: Collection[Pair], calibrations: Collection[Calibration]
 ) -> list[str]:
-    timed = [pair for case, pair in zip(cases, pairs, strict=True) if case.finding(TIME)]
-    noises = {pair.id: noise_of(pair, calibrations) for pair in timed}
+    noises = {
+        pair.id: noise_of(pair, calibrations)
+        for case, pair in zip(cases, pairs, strict=True)
+        if (finding := case.finding(TIME)) and finding.allowed is not None  # else no time was judged
+    }
     notes = []
     for calibration in {calibration.path: calibration for calibration in calibrations}.values():
         own = {*calibration.cases.values()}

@@ -104,3 +104,27 @@ def test_xformers_counts_where_its_kernels_work(monkeypatch: pytest.MonkeyPatch)
     assert machine.find_xformers.__wrapped__("cuda:1").version == "sys 1.2"
     monkeypatch.setattr(sys, "__name__", "xformers.ops")
     assert machine.find_xformers.__wrapped__("cuda").version == "0.0.35"
+
+
+# How threads wait
+
+
+@pytest.mark.parametrize(
+    ("given", "torch_is_there", "waiting"),
+    [
+        ({}, False, "GOMP_SPINCOUNT=1000"),
+        ({"OMP_WAIT_POLICY": "active"}, False, "OMP_WAIT_POLICY=active"),
+        ({"GOMP_SPINCOUNT": "0"}, False, "GOMP_SPINCOUNT=0"),
+        ({}, True, None),  # too late: libgomp has read its variables
+    ],
+)
+def test_threads_sleep_soon_unless_told_otherwise(
+    given: dict[str, str], torch_is_there: bool, waiting: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        os, "environ", {key: os.environ[key] for key in os.environ if key not in machine.WAITING} | given
+    )
+    modules = {key: module for key, module in sys.modules.items() if key != "torch"}
+    monkeypatch.setattr(machine.sys, "modules", modules | ({"torch": sys} if torch_is_there else {}))
+    machine.pytest_configure()
+    assert machine.describe_waiting() == waiting

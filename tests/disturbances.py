@@ -191,6 +191,7 @@ def make_record(run: Mapping[str, Sequence[float]], cores: Cores) -> Record:
         reason=None,
         measured=True,
         implementation="flash",
+        definition={"device": "cpu"},
         seconds=tuple(run["seconds"]),
         control="original",
         control_seconds=tuple(run["control"]),

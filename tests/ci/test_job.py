@@ -20,7 +20,7 @@ from perf_tests.regression.config import read_config
 from perf_tests.regression.runs import read_run
 from perf_tests.regression.thresholds import Rules
 from tests.ab.conftest import commit, git
-from tests.regression.make_runs import CELL, FLASH, info_of, make_gpu_samples, make_run, save, slow_down
+from tests.regression.make_runs import CELL, FLASH, info_of, make_run, save, slow_down
 from tests.suite.runs import ROOT, run
 
 
@@ -140,9 +140,11 @@ def test_what_shards_leave_open_fails_a_strict_job(
 ) -> None:
     monkeypatch.chdir(ROOT)
     folder = shards / "perf-shard-gpu-1"
-    head = json.loads((folder / "head.json").read_text())
-    info_of(head)["device_state"]["gpu"] = make_gpu_samples(foreign_processes=[1, 1, 1])
-    save(head, folder / "head.json")
+    for side in ("base", "head"):
+        run = json.loads((folder / f"{side}.json").read_text())
+        control = info_of(run)["control"]
+        control["rounds_seconds"] = [seconds * (4 if side == "head" else 1) for seconds in control["rounds_seconds"]]
+        save(run, folder / f"{side}.json")
     out = tmp_path / "out"
     options = ["--strict"] if strict else []
     assert command.main(["report", "--out", str(out), "--shards", "2", *options, str(shards)]) == strict

@@ -163,6 +163,8 @@ def test_cores_that_a_run_leaves_idle_are_free(device: str, compare: Compare, ba
 def test_a_gpu_that_was_disturbed_all_the_time_gives_no_verdict(
     samples: dict[str, int], what: str | None, compare: Compare, base: Run, head: Run
 ) -> None:
+    for run in (base, head):
+        make_cuda(run)
     slow_down(head, 2.0)
     info_of(head)["device_state"]["gpu"] = make_gpu_samples(**{key: [value] * 3 for key, value in samples.items()})
     outcome = compare(base, head)
@@ -214,10 +216,13 @@ def test_a_machine_that_was_another_one_is_taken_for_disturbed(
     assert "the control itself moved by" in metric["reason"]
 
 
-@pytest.mark.parametrize("machine", [4.0, 0.25])
+@pytest.mark.parametrize(("machine", "on_gpu"), [(4.0, False), (0.25, False), (1.3, True)])
 def test_a_machine_that_was_quite_another_one_gives_no_verdict(
-    machine: float, compare: Compare, base: Run, head: Run
+    machine: float, on_gpu: bool, compare: Compare, base: Run, head: Run
 ) -> None:
+    for run in (base, head):
+        if on_gpu:
+            make_cuda(run)
     slow_down(head, 2 * machine)
     control = info_of(head)["control"]
     control["rounds_seconds"] = [seconds * machine for seconds in control["rounds_seconds"]]

@@ -56,7 +56,7 @@ def sift(base: Record, head: Record) -> Timed:
     if disturbed or moved:
         measured = head.definition.get("device") == "cpu" and 1 / MOST_SLOWED <= 1 + shift <= MOST_SLOWED
         noise = DISTURBED_NOISE if measured else None
-    return Timed(*rounds, noise, (*remarks,))
+    return Timed(rounds[0], rounds[1], noise, (*remarks,))
 
 
 def calm_rounds(record: Record) -> Rounds | None:

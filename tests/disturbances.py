@@ -201,20 +201,21 @@ def make_record(run: Mapping[str, Sequence[float]], cores: Cores) -> Record:
 
 
 class Rate(NamedTuple):
-    """How many of so many comparisons said REGRESSED."""
+    """How many of so many comparisons said REGRESSED, and how many AMBIGUOUS."""
 
     found: int
+    ambiguous: int
     of: int
 
     def __str__(self) -> str:
-        return f"{self.found} of {self.of}"
+        return f"{self.found}" + (f" and {self.ambiguous}" if self.ambiguous else "")
 
 
 def rate(bases: Sequence[Record], heads: Sequence[Record]) -> Rate:
     """Every run of HEAD with the run of BASE that was measured next, by the default rules."""
     pairs = [(bases[(number + 1) % len(bases)], head) for number, head in enumerate(heads)]
     verdicts = [judge(base, head) for base, head in pairs]
-    return Rate(sum(verdict is Verdict.REGRESSED for verdict in verdicts), len(verdicts))
+    return Rate(verdicts.count(Verdict.REGRESSED), verdicts.count(Verdict.AMBIGUOUS), len(verdicts))
 
 
 def judge(base: Record, head: Record) -> Verdict | None:
@@ -226,9 +227,9 @@ def judge(base: Record, head: Record) -> Verdict | None:
 
 def report(runs: Mapping[tuple[str, float], Sequence[Record]]) -> None:
     """Print the table, in Markdown, and what unchanged code changes by."""
-    print(f"| HEAD | {' | '.join(f'{100 * delay:g} % slower' for delay in DELAYS)} |")
-    print("|---|" + "---:|" * len(DELAYS))
-    for what, base_of in (("BASE calm", lambda column: "calm"), ("BASE alike", lambda column: column)):
+    print(f"| HEAD, BASE | {' | '.join(f'{100 * delay:g} % slower' for delay in DELAYS)} |")
+    print("|---|" + "---|" * len(DELAYS))
+    for what, base_of in (("calm", lambda column: "calm"), ("alike", lambda column: column)):
         for column in COLUMNS:
             rates = [rate(runs[base_of(column), 0.0], runs[column, delay]) for delay in DELAYS]
             print(f"| {column}, {what} | {' | '.join(map(str, rates))} |")

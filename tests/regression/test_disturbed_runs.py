@@ -49,7 +49,10 @@ def test_a_little_slower_is_found_on_a_host_with_16_cores(cores: Cores, load: fl
     rng = random.Random(0)
     condensed = json.loads(PATH.read_bytes())["runs"]["calm"]
     loaded = {
-        delay: [run | {"foreign_cpu_cores": [load * rng.random() for _ in run["seconds"]]} for run in condensed[delay]]
+        delay: [
+            run | {"foreign_cpu_cores": [load * rng.uniform(0.5, 1) for _ in run["seconds"]]}
+            for run in condensed[delay]
+        ]
         for delay in ("0.0", "0.08")
     }
     bases, heads = ([make_record(run, cores) for run in own] for own in loaded.values())

@@ -17,8 +17,8 @@ from .records import Record
 from .statistics import BOOTSTRAP_PAIRS, Rounds, uncorrected_change
 from .text import count_of, percent
 
-# What unchanged code changes by, 98 times of 100, where a disturbance was in all of its pairs: 3.4 % beside one busy core
-# of two, 4.1 % beside a copy loop, 5.6 % beside two busy processes (docs/gate.md), and some more for other machines.
+# What unchanged code changes by, 98 times of 100, where a disturbance was in all of its pairs: 3.4 % beside one busy
+# core of two, 4.1 % beside a copy loop, 5.6 % beside two busy processes (docs/gate.md); other machines may need more.
 DISTURBED_NOISE = 0.07
 # A control that moved by more says that the machine was another one, though no disturbance was seen: a guest sees
 # nothing of its neighbours.

@@ -148,10 +148,11 @@ def test_noise_by_another_clock_is_not_this_ones(say: Say, tmp_path: Path, capsy
     paths = []
     for seed in range(1, 9):
         run = make_run(seed=seed)
+        run["machine_info"]["package_hash"] = "0123456789ab"
         set_timer(run, "process_time")
         paths.append(save(run, tmp_path / f"{seed}.json"))
     assert say("--from", *paths)[0] == 0
-    command.main(list(map(str, paths[:2])))
+    command.main([*map(str, paths[:2]), "--same"])
     assert "noise from the calibration of " in capsys.readouterr().out
     pair = [str(save(make_run(seed=seed), tmp_path / f"{seed}.json")) for seed in (20, 21)]
     command.main(pair)

@@ -291,7 +291,7 @@ def test_two_counted_runs_compare(saved: dict[str, Any], tmp_path: Path) -> None
     base, head = tmp_path / "base.json", tmp_path / "head.json"
     base.write_text(json.dumps(saved))
     head.write_text(json.dumps(saved | {"datetime": "2026-11-25T00:00:00"}))
-    result = run([sys.executable, "-m", "perf_tests", "compare", str(base), str(head), "--strict"])
+    result = run([sys.executable, "-m", "perf_tests", "compare", str(base), str(head), "--strict", "--same"])
     assert result.returncode == 0, result.stdout + result.stderr
     assert "4 cases: counted without timing by both runs" in result.stdout
 

@@ -19,9 +19,9 @@ from .package import hash_package
 
 # libgomp's variables for how long a thread spins before it sleeps. By default that is for milliseconds: a thread whose
 # core another process has taken is waited for by one that keeps the other core busy, and the original's round takes
-# three times as long beside a single busy process, flash's twice. After 1,000 turns, some microseconds, both take 1.7
-# times as long, so that their ratio stays what it was. (2 cores of an AMD EPYC; docs/gate.md has the figures.) A calm
-# machine's rounds take 1 to 3 % longer.
+# 3.0 times as long beside a single busy process, flash's 2.3 times. After 1,000 turns, some microseconds, it is 1.6 and
+# 1.8 times, and their corrected ratio stays what it was. On a calm machine flash takes 2 % longer. (2 cores of an AMD
+# EPYC; docs/gate.md has the figures.)
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 SPIN_COUNT = "1000"
 

@@ -38,7 +38,7 @@ CASE = "test_generate[tiny.en-2-single-flash]"
 DELAYS = (0.0, 0.08, 0.3, 1.0)
 RUNS = 12
 JOBS = 20
-JOB_MINUTES = 6
+JOB_MINUTES = 15
 SPIN = "while True: pass"
 COPY = "import numpy as np\na, b = np.zeros(2**25), np.ones(2**25)\nwhile True: np.copyto(a, b)"
 

@@ -81,8 +81,12 @@ class Preset(NamedTuple):
 
 
 class Matrix(NamedTuple):
-    """One group of cases: what each preset has of it, the names it knows, and the option that asks for it."""
+    """One group of cases: what each preset has of it, the names it knows, and the option that asks for it.
 
+    ``file`` is the file, without its ending, that has the tests.
+    """
+
+    file: str
     option: str
     presets: Mapping[str, Preset]
     settings: tuple[str, ...]
@@ -153,7 +157,7 @@ PRESETS: dict[str, Preset] = {
     "full": Preset(cells=_cells((*PAPER_ROWS, *LATER_ROWS), ("single", "batched")), rounds={}, case_budget_seconds=120),
 }
 
-GENERATE = Matrix("", PRESETS, tuple(SETTINGS), IMPLEMENTATIONS)
+GENERATE = Matrix("test_generate", "", PRESETS, tuple(SETTINGS), IMPLEMENTATIONS)
 
 
 class Selection(NamedTuple):

@@ -1,6 +1,7 @@
 """Fixtures of the cases. Torch is imported inside of them, so that collection stays fast."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,10 @@ from .limits import LIMITS
 from .options import PLAN, is_perf_item
 from .plan import BadInputError, Plan
 from .terminal import PROGRESS, SPEECH
-from .works import COMPONENTS, WORKS, function_of, setting_of, why_unavailable
+from .works import COMPONENTS, WORKS, function_of, matrix_of, setting_of, why_unavailable
 
 if TYPE_CHECKING:
+    from .measure.time import Benchmark
     from .procedure import Procedure, Workspace
     from .subject import Place, Stage
 
@@ -32,7 +34,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave out the files of tests that the plan has no case for."""
     name = collection_path.stem
-    is_idle = name.startswith("test_") and name not in {function_of(case) for case in config.stash[PLAN].cases}
+    is_idle = name.startswith("test_") and name not in {matrix_of(case).file for case in config.stash[PLAN].cases}
     return True if is_idle else None
 
 
@@ -152,3 +154,11 @@ def stage(workspace: "Workspace") -> "Iterator[Stage]":
     last: Any = getattr(sys, "last_value", None)
     clear_frames(last)
     stage.clear()
+
+
+@pytest.fixture
+def measure(
+    case: Case, workspace: "Workspace", stage: "Stage", procedure: "Procedure", benchmark: "Benchmark"
+) -> Callable[[], None]:
+    """What a test calls: all passes over its case."""
+    return partial(procedure.measure, case, workspace, stage, benchmark)

@@ -1,14 +1,12 @@
 """Word error rates of published checkpoints on real speech. Run with ``--perf-accuracy``."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
-    from .cases import Case
-    from .measure.time import Benchmark
-    from .procedure import Procedure, Workspace
-    from .subject import Stage
+    from .procedure import Procedure
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -22,18 +20,11 @@ def words(procedure: "Procedure") -> None:
         pytest.skip(f"{name} audio comes without its words; give a --perf-dataset that has a column 'text'")
 
 
-def test_accuracy(
-    words: None,
-    case: "Case",
-    workspace: "Workspace",
-    stage: "Stage",
-    procedure: "Procedure",
-    benchmark: "Benchmark",
-) -> None:
+def test_accuracy(words: None, measure: Callable[[], None]) -> None:
     """Parity, word error rate, memory, counters and time of transcribing the data set's clips."""
     from .models import WeightsUnavailableError
 
     try:
-        procedure.measure(case, workspace, stage, benchmark)
+        measure()
     except WeightsUnavailableError as error:
         pytest.skip(str(error))

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import NamedTuple
 
 from .cases import (
+    GENERATE,
     IMPLEMENTATIONS,
     LATER_ROWS,
     SETTINGS,
@@ -93,6 +94,7 @@ def _cells(rows: tuple[tuple[str, int], ...], *tables: dict[str, Work]) -> tuple
 
 _FULL_ROWS = (*PAPER_ROWS, *LATER_ROWS)
 COMPONENTS = Matrix(
+    file="test_components",
     option="--perf-components",
     presets={
         "quick": Preset(
@@ -105,6 +107,7 @@ COMPONENTS = Matrix(
     implementations=COMPONENT_IMPLEMENTATIONS,
 )
 ACCURACY = Matrix(
+    file="test_accuracy",
     option="--perf-accuracy",
     presets={
         "quick": Preset(_cells(QUICK_ROWS, _ACCURACY), {"transcribe": QUICK_ROUNDS["test_accuracy"]}, 10),
@@ -131,9 +134,9 @@ def function_of(case: Case) -> str:
     return WORKS[case.setting].test if case.setting in WORKS else "test_generate"
 
 
-def functions_of(matrix: Matrix) -> set[str]:
-    """The test functions that a group of cases has."""
-    return {WORKS[name].test for name in matrix.settings}
+def matrix_of(case: Case) -> Matrix:
+    """The group that ``case`` belongs to."""
+    return next(matrix for matrix in (COMPONENTS, ACCURACY, GENERATE) if case.setting in matrix.settings)
 
 
 def rounds_of(preset: str, name: str) -> int:

@@ -1,7 +1,7 @@
 """The tables that people read. Imports no torch."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -11,52 +11,32 @@ from rich.table import Table
 
 from perf_tests.device_state import FOREIGN_SHARE
 from perf_tests.intervals import Estimate
-from perf_tests.table import format_bytes, format_seconds
+from perf_tests.table import format_seconds
 
 if TYPE_CHECKING:
     from .contest import Entry
     from .rows import Result
 
-FORMATS: dict[str, Callable[[float], str]] = {
-    "time": format_seconds,
-    "memory": lambda count: format_bytes(round(count)),
-    "operators": lambda count: f"{count:g}",
-}
-LABELS = {"time": "time", "memory": "peak memory", "operators": "operators per token"}
-
 
 def print_rows(results: "Sequence[Result]", console: Console) -> None:
-    """The rows, each with its bar, and a line on how many are met."""
-    table = _table("this model against the original", "", "row", "dtype")
-    for name in ("original", "flash", "flash / original [95 %]", "bar"):
+    """The rows, and why one is left out."""
+    table = _table("this model against the original", "row", "dtype")
+    for name in ("original", "flash", "flash / original [95 %]"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("met", no_wrap=True)
     table.add_column("tokens", no_wrap=True)
-    metric = None
     for result in results:
-        row = result.row
-        if metric is not None and row.metric != metric:
-            table.add_section()
-        first = row.metric != metric
-        metric = row.metric
-        start = [LABELS[metric] if first else "", row.work.name, row.dtype]
         if result.ratio is None or result.original is None or result.flash is None:
-            table.add_row(*start, "", "", "", f"{row.bar:.2f}", "-", "")
             continue
-        form = FORMATS[metric]
         flag = " !" if _was_shared(result) else ""
-        met = "[green]yes[/]" if result.met else "[red]NO[/]"
-        values = [form(result.original), form(result.flash) + flag, format_ratio(result.ratio), f"{row.bar:.2f}"]
-        table.add_row(*start, *values, met, describe_tokens(result.first_difference))
+        values = [format_seconds(result.original), format_seconds(result.flash) + flag, format_ratio(result.ratio)]
+        table.add_row(result.row.name, result.row.dtype, *values, describe_tokens(result.first_difference))
     console.print(table)
     left_out: dict[str, list[str]] = {}
     for result in results:
         if result.ratio is None and result.reason:
-            left_out.setdefault(result.reason, []).append(f"{result.row.work.name} ({result.row.dtype})")
+            left_out.setdefault(result.reason, []).append(f"{result.row.name} ({result.row.dtype})")
     for reason, names in left_out.items():
         console.print(f"- {'; '.join(dict.fromkeys(names))}: {reason}", highlight=False, markup=False)
-    measured = [result for result in results if result.ratio is not None]
-    console.print(f"{sum(bool(result.met) for result in measured)} of {len(measured)} bars met", highlight=False)
     if any(map(_was_shared, results)):
         console.print("! others used cores that the rounds need meanwhile: trust ratios, not times", highlight=False)
 

@@ -10,10 +10,7 @@ from perf_tests.plan import BadInputError
 
 from .references import DEFAULT_STORAGE
 from .text import clean
-from .thresholds import Bar
 from .verdicts import COULD_NOT_JUDGE
-
-FLASH = "*-flash"
 
 
 class Parser(argparse.ArgumentParser):
@@ -47,18 +44,6 @@ def percentage(text: str) -> float:
     if not 0 <= value <= 1e6:
         raise argparse.ArgumentTypeError(f"{text!r} is no percentage of 0 or more")
     return value / 100
-
-
-def bar(text: str) -> Bar:
-    """``[CASES=]FRACTION``: what the cases of a pattern, by default flash's, must reach."""
-    cases, separator, fraction = text.rpartition("=")
-    try:
-        least = float(fraction)
-    except ValueError:
-        least = 0.0
-    if not 0 < least <= 1 or (separator and not cases):
-        raise argparse.ArgumentTypeError(f"{text!r} is no [CASES=]FRACTION, the fraction above 0 and up to 1")
-    return Bar(cases or FLASH, least, typed=True)
 
 
 def run_command(command: str, action: Callable[[], int]) -> int:

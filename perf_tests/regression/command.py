@@ -14,7 +14,7 @@ from .gate import add_gate_options, make_rules, run_gate
 from .pairs import ALLOWABLE, check_allowed
 from .references import FORMS, locate, storage_path
 from .runs import read_run
-from .thresholds import TIMED_KINDS
+from .thresholds import TIME
 
 
 def main(arguments: list[str]) -> int:
@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = make_parser("compare", "Compare two saved runs, case by case: time, memory, counters, parity, limits.")
+    parser = make_parser("compare", "Compare two saved runs, case by case: time, memory, counters, parity.")
     parser.epilog = (
         "Ends with 0 where nothing got worse, with 1 where something did or is missing, with 2 where that could not be"
         " judged. Runs of unlike machines are refused; their exact numbers compare all the same with"
@@ -43,7 +43,7 @@ def _compare(options: argparse.Namespace) -> Comparison:
     rules = make_rules(options, read_config(options.config or find_config()))
     storage = storage_path(options.storage)
     base_at, head_at = (locate(reference, storage) for reference in (options.base, options.head))
-    timed = not rules.kinds.isdisjoint(TIMED_KINDS)
+    timed = TIME in rules.kinds
     base, head = (read_run(found.path, found.name, timed=timed) for found in (base_at, head_at))
     comparison = compare_runs(
         base,

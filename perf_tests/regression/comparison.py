@@ -8,18 +8,15 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from perf_tests.package import SamePackageError
-from perf_tests.plan import BadInputError
 
 from .calibration import Calibration, Noise, read_calibration
 from .explain import Explanation, to_json
 from .fingerprint import SPEED_ONLY, STEP, Difference
 from .judging import UNCORRECTED, judge_case
 from .pairs import Pair, definition_differences, pair_runs
-from .patterns import matches
-from .records import FRACTION
 from .runs import Run
 from .text import clean, count_of, percent
-from .thresholds import BAR_OPTION, DEFAULT_NOISE, LIMIT, TIME, Bar, Rules
+from .thresholds import DEFAULT_NOISE, TIME, Rules
 from .verdicts import COULD_NOT_JUDGE, CaseResult, Finding, Verdict, exit_code, worst_of
 
 # Of the cases that a note is about, so many are named.
@@ -104,11 +101,6 @@ def compare_runs(
     same_package = _measured_the_same(base, head, (*differences, *definition_differences(pairs)), allow)
     if same_package and not same:
         raise SamePackageError(clean(base.package_hash))
-    if rules.kinds == {LIMIT} and not rules.bars:
-        raise BadInputError(f"--only {LIMIT}: nothing must be reached; give {BAR_OPTION}, or `least` in pyproject.toml")
-    for bar in rules.bars:
-        if LIMIT in rules.kinds and bar.typed:
-            _check_bar(bar, pairs)
     calibrations = [read_calibration(run.machine_info) for run in (base, head)] if timed else []
     cases = tuple(judge_case(pair, rules, noise_of(pair, calibrations)) for pair in pairs)
     verdict = worst_of(case.verdict for case in cases)
@@ -159,23 +151,6 @@ def _measured_the_same(base: Run, head: Run, found: Collection[Difference], allo
         for difference in found
     )
     return base.package_hash is not None and base.package_hash == head.package_hash and not compared
-
-
-def _check_bar(bar: Bar, pairs: Collection[Pair]) -> None:
-    """Refuse a bar that judges nothing, since whoever typed it takes it for passed.
-
-    Raises:
-        BadInputError: none of the cases that match records how near it comes to the machine's limits.
-    """
-    for pair in pairs:
-        if matches(bar.case, pair.id):
-            recorded = any(record is not None and record.fraction_of_limit is not None for record in pair[1:])
-            if recorded or pair.head is None or not pair.head.ran:
-                return
-    raise BadInputError(
-        f"{BAR_OPTION} {clean(bar.case)}={bar.least:g}: no such case records a {FRACTION};"
-        " components do (pytest perf_tests --perf-components)"
-    )
 
 
 def noise_of(pair: Pair, calibrations: Collection[Calibration]) -> Noise:

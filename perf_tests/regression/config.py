@@ -5,11 +5,6 @@
     metric = "time"                   # time, memory, counters, or one recorded key
     percent = 5
 
-    [[tool.perf_tests.thresholds]]    # the least that a component must reach; by default nothing must be reached
-    case = "test_decode_step[base.en-*-flash]"
-    metric = "fraction_of_limit"
-    least = 0.5                       # above 0, up to 1, which is the machine's limit
-
     [[tool.perf_tests.accept]]        # growth that is meant
     case = "*-flash"
     metric = "peak_memory_allocated_bytes"
@@ -27,9 +22,9 @@ from typing import Any, NamedTuple, TypeVar
 
 from perf_tests.plan import BadInputError
 
-from .records import COUNTERS, FRACTION, MEMORY
+from .records import COUNTERS, MEMORY
 from .text import clean
-from .thresholds import TIME, Accepted, Bar, Threshold
+from .thresholds import TIME, Accepted, Threshold
 
 CHECKOUT = Path(__file__).parents[2]
 Entry = TypeVar("Entry")
@@ -40,7 +35,6 @@ class Config(NamedTuple):
 
     thresholds: tuple[Threshold, ...] = ()
     accepted: tuple[Accepted, ...] = ()
-    bars: tuple[Bar, ...] = ()
 
 
 def find_config() -> Path | None:
@@ -66,11 +60,9 @@ def read_config(path: Path | None) -> Config:
     unknown = sorted(set(section) - {"thresholds", "accept"})
     if unknown:
         raise BadInputError(f"{clean(path)}: tool.perf_tests.{clean(unknown[0])}: unknown; thresholds or accept")
-    thresholds = _entries(path, section, "thresholds", _threshold)
     return Config(
-        tuple(entry for entry in thresholds if isinstance(entry, Threshold)),
+        tuple(_entries(path, section, "thresholds", _threshold)),
         tuple(_entries(path, section, "accept", _accepted)),
-        tuple(entry for entry in thresholds if isinstance(entry, Bar)),
     )
 
 
@@ -98,12 +90,9 @@ def _entries(
     return made
 
 
-def _threshold(entry: Mapping[str, Any]) -> Threshold | Bar:
-    if entry.get("metric") == FRACTION:
-        _check_keys(entry, {"case", "metric", "least"})
-        return Bar(_text(entry, "case"), _fraction(entry, "least"))
+def _threshold(entry: Mapping[str, Any]) -> Threshold:
     _check_keys(entry, {"case", "metric", "percent"})
-    metric = _metric(entry, TIME, "memory", "counters", FRACTION)
+    metric = _metric(entry, TIME, "memory", "counters")
     return Threshold(_text(entry, "case"), metric, _percent(entry, "percent"))
 
 
@@ -138,10 +127,3 @@ def _percent(entry: Mapping[str, Any], key: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
         raise ValueError(f"{key}: {value!r} is no percentage of 0 or more")
     return value / 100
-
-
-def _fraction(entry: Mapping[str, Any], key: str) -> float:
-    value = entry[key]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
-        raise ValueError(f"{key}: {value!r} is no fraction above 0 and up to 1")
-    return float(value)

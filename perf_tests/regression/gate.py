@@ -8,13 +8,13 @@ from typing import Any
 
 from perf_tests.plan import BadInputError
 
-from .arguments import bar, percentage, run_command
+from .arguments import percentage, run_command
 from .comparison import Comparison
 from .config import Config
 from .runs import parse_document, read_bytes
 from .store import write_file
 from .text import clean
-from .thresholds import BAR_OPTION, DEFAULT_OF_PROCESSES, DEFAULTS, KINDS, TIME, Rules
+from .thresholds import DEFAULT_OF_PROCESSES, DEFAULTS, KINDS, TIME, Rules
 from .verdicts import COULD_NOT_JUDGE
 
 
@@ -30,16 +30,6 @@ def add_gate_options(parser: argparse.ArgumentParser) -> None:
     for kind, default in DEFAULTS.items():
         text = f"{what[kind]} is a regression (default: {100 * default:g}{of_processes if kind == TIME else ''})"
         add(f"--{kind}-threshold", type=percentage, metavar="PERCENT", help=text)
-    add(
-        BAR_OPTION,
-        type=bar,
-        action="append",
-        default=[],
-        dest="bars",
-        metavar="[CASES=]FRACTION",
-        help="what HEAD's components must reach of the machine's limit, or they regressed: 0.5 for those of flash,"
-        " 'test_decode_step[*-flash]=0.5' for those of a pattern; may be given several times (default: nothing)",
-    )
     add("--same", action="store_true", help="compare one package with itself too: what differs then is noise")
     add("--note", action="append", default=[], metavar="TEXT", help="a line for the report; may be given several times")
     add("--config", type=Path, metavar="FILE", help="another pyproject.toml with a [tool.perf_tests] table")
@@ -53,7 +43,6 @@ def make_rules(options: argparse.Namespace, config: Config) -> Rules:
         command_line={kind: allowed for kind, allowed in typed.items() if allowed is not None},
         patterns=config.thresholds,
         accepted=config.accepted,
-        bars=(*config.bars, *options.bars),
     )
 
 

@@ -76,7 +76,7 @@ def read_gate(name: str) -> Gate:
     if baseline.plain:
         raise BadInputError(f"{name}: plain pytest-benchmark without the suite's keys is no baseline")
     config = read_config(find_config())
-    return Gate(baseline, Rules(patterns=config.thresholds, accepted=config.accepted, bars=config.bars))
+    return Gate(baseline, Rules(patterns=config.thresholds, accepted=config.accepted))
 
 
 @pytest.hookimpl(tryfirst=True)

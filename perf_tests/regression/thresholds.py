@@ -6,21 +6,15 @@ from typing import NamedTuple
 from .patterns import matches
 from .records import COUNTERS, MEMORY
 
-TIME, PARITY, LIMIT = "time", "parity", "limit"
-KINDS = (TIME, "memory", "counters", PARITY, LIMIT)
-# What is judged from the rounds, without which the others can be.
-TIMED_KINDS = frozenset({TIME, LIMIT})
+TIME, PARITY = "time", "parity"
+KINDS = (TIME, "memory", "counters", PARITY)
 KIND_OF = {TIME: TIME, PARITY: PARITY} | dict.fromkeys(MEMORY, "memory") | dict.fromkeys(COUNTERS, "counters")
-BAR_OPTION = "--least-fraction-of-limit"
 # Relative growth that is allowed; growth of just that much still is.
 DEFAULTS: Mapping[str, float] = {TIME: 0.03, "memory": 0.01, "counters": 0.0}
 # Of time where several processes measured each side, as ``ab`` does: a smaller change counts.
 DEFAULT_OF_PROCESSES = 0.02
 # What this machine's noise is taken for where it was not calibrated.
 DEFAULT_NOISE = 0.03
-# What a fraction of the limit moves by between sessions of unchanged code, since no control corrects it. Measured eight
-# times within half a minute on two cores of a shared EPYC: bandwidth 33 to 46 GB/s, matrix products 188 to 216 GFLOP/s.
-FRACTION_NOISE = 0.2
 # The CUDA caching allocator reserves in segments of up to 20 MiB (c10/cuda/CUDACachingAllocator.cpp, kLargeBuffer):
 # one more or less depends on what ran before.
 RESERVED_SEGMENT_BYTES = 20 * 1024 * 1024
@@ -51,26 +45,16 @@ class Accepted(NamedTuple):
         return self.metric in (metric, KIND_OF[metric]) and matches(self.case, case_id)
 
 
-class Bar(NamedTuple):
-    """The least ``fraction_of_limit`` that HEAD's cases of a pattern must reach; ``typed`` on the command line."""
-
-    case: str
-    least: float
-    typed: bool = False
-
-
 class Rules(NamedTuple):
     """All that decides a verdict, apart from the runs and the machine's noise.
 
-    ``command_line`` holds a threshold by kind; ``patterns`` and ``accepted`` come from ``pyproject.toml``, and so do
-    ``bars``, those of the command line behind them.
+    ``command_line`` holds a threshold by kind; ``patterns`` and ``accepted`` come from ``pyproject.toml``.
     """
 
     kinds: frozenset[str] = frozenset(KINDS)
     command_line: Mapping[str, float] = {}
     patterns: Sequence[Threshold] = ()
     accepted: Sequence[Accepted] = ()
-    bars: Sequence[Bar] = ()
 
     def allowed(self, case_id: str, metric: str, processes: int = 1) -> float:
         """Relative growth that is allowed: what was typed, else the last pattern that matches, else the default.
@@ -88,7 +72,3 @@ class Rules(NamedTuple):
     def acceptance(self, case_id: str, metric: str, growth: float) -> Accepted | None:
         """The entry that accepts so much growth, if there is one."""
         return next((e for e in self.accepted if e.covers(case_id, metric) and growth <= e.limit), None)
-
-    def least_fraction(self, case_id: str) -> float | None:
-        """The ``fraction_of_limit`` that a case must reach: the last bar that matches; ``None`` where none does."""
-        return next((bar.least for bar in reversed(self.bars) if matches(bar.case, case_id)), None)

@@ -31,10 +31,9 @@ COULD_NOT_JUDGE = 2
 class Finding(NamedTuple):
     """One metric of a case, judged; without a verdict it is for information only.
 
-    ``change``, ``low``, ``high`` and ``allowed`` are relative to BASE: 0.05 is 5 % more. ``base``, ``head`` and
-    ``least``, which HEAD must reach, are in the metric's unit: seconds for time, else the unit in its name.
-    ``disturbed`` is true where ``allowed`` is what a disturbed machine needs, and ``settled_by`` says what would settle
-    what is AMBIGUOUS.
+    ``change``, ``low``, ``high`` and ``allowed`` are relative to BASE: 0.05 is 5 % more. ``base`` and
+    ``head`` are in the metric's unit: seconds for time, else the unit in its name. ``disturbed`` is true where
+    ``allowed`` is what a disturbed machine needs, and ``settled_by`` says what would settle what is AMBIGUOUS.
     """
 
     metric: str
@@ -47,7 +46,6 @@ class Finding(NamedTuple):
     high: float | None = None
     allowed: float | None = None
     accepted: str | None = None
-    least: float | None = None
     disturbed: bool = False
     settled_by: str | None = None
 

@@ -89,7 +89,7 @@ def _verdict(gathered: Gathered) -> "Section | None":
     try:
         base, head = (read_run(one.path, one.name) for one in gathered.paths)
         config = read_config(find_config())
-        rules = Rules(patterns=config.thresholds, accepted=config.accepted, bars=config.bars)
+        rules = Rules(patterns=config.thresholds, accepted=config.accepted)
         return verdict.build(compare_runs(base, head, rules), _labels(gathered))
     except BadInputError as error:
         return verdict.refused(str(error))

@@ -116,7 +116,7 @@ def test_components_are_pooled_too(ab: Ab, lab: Lab, repository: Repository) -> 
         info_of(run).update(tokens_per_second=None, fraction_of_limit=fraction, floor_seconds=0.2 * fraction)
 
     lab.spoil = component
-    assert ab("--processes", "3", "--least-fraction-of-limit", "0.5").code == 0
+    assert ab("--processes", "3").code == 0
     run = json.loads((session_folder(repository) / "base.json").read_text())
     assert info_of(run)["tokens_per_second"] is None
     assert info_of(run)["fraction_of_limit"] == pytest.approx(0.8)  # of 0.5, 0.8 and 0.9: the first, fourth and fifth

@@ -442,8 +442,6 @@ def test_what_was_typed(arguments: list[str], capsys: pytest.CaptureFixture[str]
         '[[tool.perf_tests.thresholds]]\ncase = "*"\nmetric = "time"\npercent = 1\nmood = 1',
         '[[tool.perf_tests.thresholds]]\ncase = "*"\nmetric = "time"\nleast = 0.5',
         '[[tool.perf_tests.thresholds]]\ncase = "*"\nmetric = "fraction_of_limit"\npercent = 50',
-        '[[tool.perf_tests.thresholds]]\ncase = "*"\nmetric = "fraction_of_limit"\nleast = 50',
-        '[[tool.perf_tests.thresholds]]\ncase = "*"\nmetric = "fraction_of_limit"\nleast = true',
     ],
 )
 def test_a_broken_config(text: str, compare: Compare, base: Run, head: Run, tmp_path: Path) -> None:

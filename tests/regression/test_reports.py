@@ -34,6 +34,24 @@ def test_the_terminal_leads_with_what_is_wrong(compare: Callable[..., Outcome]) 
     assert len(rows) == 4
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "shown"), [(0.9, 0.1, "0.90 → 0.10"), (None, 0.4, "0.40"), (0.4, None, "0.40")]
+)
+def test_the_fraction_of_the_limit_is_shown_and_not_judged(
+    before: float | None, after: float | None, shown: str, compare: Callable[..., Outcome]
+) -> None:
+    base, head = make_run(seed=1), make_run(seed=2)
+    assert "of limit" not in compare(base, head).out
+    info_of(base, FLASH)["fraction_of_limit"], info_of(head, FLASH)["fraction_of_limit"] = before, after
+    outcome = compare(base, head)
+    assert outcome.code == 0
+    assert (outcome.verdict(FLASH), outcome.case(FLASH)["reasons"]) == ("PASS", [])
+    (metric,) = (found for found in outcome.case(FLASH)["metrics"] if found["metric"] == "fraction_of_limit")
+    assert (metric["base"], metric["head"], metric["verdict"]) == (before, after, None)
+    (row,) = (line for line in outcome.out.splitlines() if line.startswith("PASS") and FLASH in line)
+    assert row.rstrip().endswith(shown)
+
+
 def evil_run(seed: int) -> Run:
     """A run whose case names and texts are meant to do harm."""
     run = make_run([Case(*CELL, "original"), Case(*CELL, "flash"), Case("tiny.en", 2, "single", "flash")], seed=seed)

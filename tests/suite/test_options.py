@@ -53,9 +53,9 @@ def test_components_take_the_place_of_generate() -> None:
         "test_prefill",
         "test_training_step",
     }
-    assert "perf_tests/test_decode_step.py::test_decode_step[base.en-6-cache_64-flash]" in ids
-    assert "perf_tests/test_attention.py::test_attention[large-v3-32-encoder_self_batch_32-eager]" in ids
-    assert "perf_tests/test_long_form.py::test_long_form[large-v3-turbo-4-long_form-original]" in ids
+    assert "perf_tests/test_components.py::test_decode_step[base.en-6-cache_64-flash]" in ids
+    assert "perf_tests/test_components.py::test_attention[large-v3-32-encoder_self_batch_32-eager]" in ids
+    assert "perf_tests/test_components.py::test_long_form[large-v3-turbo-4-long_form-original]" in ids
     assert not any("flash_attention_" in line for line in ids)  # for what is not installed nobody asked
 
 
@@ -135,7 +135,7 @@ def test_help_names_the_options() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["perf_tests/test_load.py"], "test_load.py: no case of it is selected; give --perf-components"),
+        (["perf_tests/test_components.py"], "test_components.py: no case of it is selected; give --perf-components"),
         (["perf_tests/test_accuracy.py::test_accuracy"], "give --perf-accuracy"),
         (["perf_tests/test_generate.py", "--perf-components"], "leave out --perf-components"),
     ],

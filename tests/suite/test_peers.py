@@ -18,11 +18,10 @@ from perf_tests.cases import CHECKPOINTS, Cell
 from perf_tests.intervals import Estimate
 from perf_tests.models import Weights, make_config
 from perf_tests.peers import command, contest, engines, rows
-from perf_tests.peers.bars import METRICS, ROWS, Row, Work
 from perf_tests.peers.contest import Entry, list_entries, run_rounds
 from perf_tests.peers.convert import ctranslate2_words, openai_dimensions, openai_name, openai_state_dict
 from perf_tests.peers.engines import Engine, Job, PeerError, TransformersEngine, import_peer
-from perf_tests.peers.rows import Result, Workshop, measure_row
+from perf_tests.peers.rows import ROWS, Result, Row, Workshop, measure_row
 from perf_tests.peers.tokens import find_difference, find_first_difference
 from perf_tests.peers.worker import Timed, Worker
 
@@ -109,14 +108,11 @@ def test_where_tokens_part() -> None:
     assert find_first_difference([[1, 2], [0, 9]], [[1, 3], [0, 9]]) == 1
 
 
-def test_every_row_is_in_one_table_and_stands_once() -> None:
-    assert len({(row.metric, row.work, row.dtype) for row in ROWS}) == len(ROWS)
+def test_every_row_can_be_had_and_stands_once() -> None:
+    assert len({*ROWS}) == len(ROWS)
     for row in ROWS:
-        assert row.metric in METRICS
-        assert row.bar <= 1
-        assert row.aim is None or row.aim < row.bar
-        assert 1 <= row.work.decoder_layers <= CHECKPOINTS[row.work.checkpoint].decoder_layers
-        assert row.work.batch_size <= command.CLIPS
+        assert 1 <= row.decoder_layers <= CHECKPOINTS[row.checkpoint].decoder_layers
+        assert row.batch_size <= command.CLIPS
 
 
 @pytest.fixture
@@ -125,13 +121,9 @@ def workshop(mini_cell: Cell) -> Workshop:
     return Workshop("random", Speech([np.zeros(16000, np.float32)], "silence"))
 
 
-@pytest.mark.parametrize(
-    ("metric", "part", "rounds"),
-    [("time", "generate", 2), ("time", "decode", 2), ("memory", "generate", 0), ("operators", "generate", 0)],
-)
-def test_a_row_is_measured(workshop: Workshop, metric: str, part: str, rounds: int) -> None:
-    row = Row(metric, Work("mini.en", 2, 2, 7, part), "float32", 1.0)
-    result = measure_row(row, workshop, 2)
+@pytest.mark.parametrize("part", ["generate", "decode"])
+def test_a_row_is_measured(workshop: Workshop, part: str) -> None:
+    result = measure_row(Row("mini.en", 2, 2, 7, 5, part), workshop, 2)
     assert result.reason is None
     assert result.ratio is not None
     assert result.original is not None
@@ -140,14 +132,11 @@ def test_a_row_is_measured(workshop: Workshop, metric: str, part: str, rounds: i
     assert result.first_difference is None
     record = result.record()
     assert json.loads(json.dumps(record)) == record
-    assert (record["met"], record["unit"]) == (result.ratio.median <= 1.0, METRICS[metric])
-    assert {name: len(seconds) for name, seconds in (result.rounds or {}).items()} == (
-        {"original": rounds, "flash": rounds} if rounds else {}
-    )
+    assert {name: len(seconds) for name, seconds in record["rounds"].items()} == {"original": 2, "flash": 2}
 
 
 def test_decoding_alone_leaves_the_encoder_out(workshop: Workshop) -> None:
-    with workshop.borrow("original", Work("mini.en", 2, 1, 3, "decode"), "float32") as subject:
+    with workshop.borrow("original", Row("mini.en", 2, 1, 3, 1, "decode")) as subject:
         calls: list[int] = []
         subject.model.model.encoder.register_forward_pre_hook(lambda *_: calls.append(1))
         assert subject.generate().shape == (1, 3)
@@ -156,9 +145,9 @@ def test_decoding_alone_leaves_the_encoder_out(workshop: Workshop) -> None:
 
 def test_a_row_that_cannot_be_had_says_why(mini_cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
     speech = Speech([np.zeros(16000, np.float32)], "silence")
-    shallow = Row("time", Work("mini.en", 1, 1, 3), "float32", 1.0)
+    shallow = Row("mini.en", 1, 1, 3, 1)
     result = measure_row(shallow, Workshop("pretrained", speech), 1)
-    assert (result.met, result.reason) == (None, "pretrained weights have all layers")
+    assert (result.ratio, result.reason) == (None, "pretrained weights have all layers")
     monkeypatch.setattr(rows, "cpu_computes", lambda dtype: False)
     result = measure_row(shallow._replace(dtype="bfloat16"), Workshop("random", speech), 1)
     assert result.reason is not None
@@ -271,8 +260,7 @@ def test_help_needs_no_torch() -> None:
 @pytest.fixture
 def small_command(monkeypatch: pytest.MonkeyPatch) -> None:
     """The command with rows and engines that need no model."""
-    row = Row("time", Work("tiny.en", 4, 1, 25), "float32", 0.6)
-    met = Result(row, Estimate(0.5, 0.4, 0.7), 0.2, 0.1, None, {"original": [0.2], "flash": [0.1]}, 0.0)
+    met = Result(ROWS[0], Estimate(0.5, 0.4, 0.7), 0.2, 0.1, None, {"original": [0.2], "flash": [0.1]}, 0.0)
     flash = TransformersEngine("flash", "float32")
     entries = [
         Entry("tiny.en", "float32", flash, (0.1,), Estimate(0.5, None, None), [1], None, ["Yes."]),
@@ -287,11 +275,10 @@ def test_what_the_command_prints_and_saves(tmp_path: Path, capsys: pytest.Captur
     path = tmp_path / "peers.json"
     assert dispatcher.main(["peers", "--json", str(path)]) == 0
     output = capsys.readouterr().out
-    for text in ("0.500 [0.400, 0.700]", "0.60", "yes", "1 of 1 bars met", "openai-whisper is not installed", "equal"):
+    for text in (ROWS[0].name, "0.500 [0.400, 0.700]", "openai-whisper is not installed", "equal"):
         assert text in output
     saved: dict[str, Any] = json.loads(path.read_text())
     assert {*saved} == {"schema_version", "weights", "audio", "machine", "rows", "peers"}
-    assert saved["rows"][0]["bar"] == 0.6
     assert saved["rows"][0]["ratio"] == {"median": 0.5, "low": 0.4, "high": 0.7}
     first, second = saved["peers"]
     assert {*first} == {*second}
@@ -301,12 +288,9 @@ def test_what_the_command_prints_and_saves(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_exit_codes() -> None:
-    row = ROWS[0]
-    good = Result(row, Estimate(row.bar, None, None))
-    missed = good._replace(ratio=Estimate(row.bar + 0.01, None, None))
+    good = Result(ROWS[0], Estimate(0.6, None, None))
     assert command.judge([good], []) == 0
-    assert command.judge([good, missed], []) == 1
-    assert command.judge([Result(row, reason="cannot")], []) == 1
+    assert command.judge([good, Result(ROWS[0], reason="cannot")], []) == 1
     assert command.judge([good._replace(first_difference=3)], []) == 1
     lost = Entry("tiny.en", "float32", TransformersEngine("flash", "float32"), reason="died")
     assert command.judge([good], [lost]) == 1
@@ -314,5 +298,5 @@ def test_exit_codes() -> None:
 
 def test_speech_of_the_rows_fills_the_largest_batch() -> None:
     speech = Speech(make_speech(2), "synthetic")
-    with Workshop("random", speech).borrow("original", Work("tiny.en", 1, 16, 2), "float32") as subject:
+    with Workshop("random", speech).borrow("original", Row("tiny.en", 1, 16, 2, 1)) as subject:
         assert subject.features.shape == (16, 80, 3000)

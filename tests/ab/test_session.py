@@ -9,7 +9,6 @@ import pytest
 
 from perf_tests.ab.process import Job
 from perf_tests.package import PACKAGE
-from perf_tests.validation import validate_run
 from tests.regression.make_runs import (
     FLASH,
     add_yardstick,
@@ -20,6 +19,7 @@ from tests.regression.make_runs import (
     set_outcome,
     slow_down,
 )
+from tests.whole_runs import validate_run
 
 from .conftest import Lab, Outcome, Repository, commit
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from perf_tests.validation import validate_run
+from tests.whole_runs import validate_run
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "results" / "run_on_gpu.sh"

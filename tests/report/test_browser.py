@@ -80,8 +80,9 @@ def history_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return html
 
 
-def test_the_committed_page(visit: Callable[..., Visit]) -> None:
-    seen = visit(ROOT / "results" / "report.html")
+def test_the_page_of_the_committed_runs(visit: Callable[..., Visit], tmp_path: Path) -> None:
+    assert command.main([str(ROOT / "results"), "--html", str(tmp_path / "report.html")]) == 0
+    seen = visit(tmp_path / "report.html")
     assert seen.complaints == []
     figures = seen.page.locator("figure:not([hidden])")
     assert figures.count() >= 8

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from huggingface_hub import try_to_load_from_cache
 
-from perf_tests.validation import validate_run
+from tests.whole_runs import validate_run
 
 from .runs import read_run, run_suite
 

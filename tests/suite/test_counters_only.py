@@ -21,7 +21,7 @@ from perf_tests.measure.memory import measure_memory, model_bytes
 from perf_tests.models import ZEROS, Weights
 from perf_tests.schema import COUNTED_INFO
 from perf_tests.subject import Place, Stage, Subject
-from perf_tests.validation import validate_run
+from tests.whole_runs import validate_run
 from whisper_flash_attention.decoder import Decoder
 
 from .conftest import CELL

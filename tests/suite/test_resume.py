@@ -11,7 +11,7 @@ from perf_tests.journal import Context, Entry, Journal
 from perf_tests.past import Past, choose, read_journal, read_journals
 from perf_tests.plan import BadInputError
 from perf_tests.resume import NOT_MEASURING, hash_measuring, identify_machine
-from perf_tests.validation import validate_run
+from tests.whole_runs import validate_run
 
 from .runs import read_run, run
 from .test_breakage import EAGER, FLASH, ORIGINAL, outcomes, run_broken

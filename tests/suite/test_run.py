@@ -15,7 +15,7 @@ from huggingface_hub import try_to_load_from_cache
 from perf_tests import schema
 from perf_tests.journal import NOT_RUN
 from perf_tests.measure.yardstick import VERSION
-from perf_tests.validation import validate_run
+from tests.whole_runs import validate_run
 
 from .runs import ROOT, read_run, run, run_suite
 

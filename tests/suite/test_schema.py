@@ -6,7 +6,8 @@ import pytest
 
 from perf_tests import schema
 from perf_tests.schema import Field
-from perf_tests.validation import validate, validate_run
+from perf_tests.validation import validate
+from tests.whole_runs import validate_run
 
 SAMPLES = {
     "string": "text",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from perf_tests import machine
-from perf_tests.validation import validate_run
+from tests.whole_runs import validate_run
 
 from .runs import ROOT, read_run, run
 

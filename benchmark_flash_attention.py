@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from perf_tests import cases
-from perf_tests.plan import BadInputError, nvidia_driver_present
-from perf_tests.regression.arguments import Parser
+from perf_tests.common.cli import Parser
+from perf_tests.common.errors import BadInputError
+from perf_tests.plan import nvidia_driver_present
 
 ROOT = Path(__file__).resolve().parent
 CANNOT = 2
@@ -74,7 +75,7 @@ def benchmark(options: argparse.Namespace) -> int:
     if not saved.is_file() or not saved.stat().st_size:
         raise BadInputError(f"nothing was measured; pytest ended with {code}, and says why above")
 
-    from perf_tests.regression.store import write_file
+    from perf_tests.common.files import write_file
     from perf_tests.report.gathering import Found, gather
     from perf_tests.report.markdown import to_markdown
     from perf_tests.report.rows import rows_of

@@ -11,7 +11,10 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .plan import DEFAULT_DATASET, SOUND_FILES, SYNTHETIC, TABLE_FILES, BadInputError, files_in
+from perf_tests.common.errors import BadInputError
+from perf_tests.common.text import first_line
+
+from .plan import DEFAULT_DATASET, SOUND_FILES, SYNTHETIC, TABLE_FILES, files_in
 
 if TYPE_CHECKING:
     import numpy as np
@@ -167,9 +170,3 @@ def go_offline_unless_reachable() -> bool:
         os.environ["HF_HUB_OFFLINE"] = "1"
         return True
     return False
-
-
-def first_line(error: BaseException) -> str:
-    """An error as one short line: its type and the first line of its message."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

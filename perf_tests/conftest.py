@@ -7,16 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from perf_tests.common.errors import BadInputError
+
 from .audio import go_offline_unless_reachable, load_speech
 from .cases import WINDOW_SECONDS, Case
 from .limits import LIMITS
 from .options import PLAN, is_perf_item
-from .plan import BadInputError, Plan
+from .plan import Plan
 from .terminal import PROGRESS, SPEECH
 from .works import COMPONENTS, WORKS, function_of, matrix_of, setting_of, why_unavailable
 
 if TYPE_CHECKING:
-    from .measure.time import Benchmark
+    from perf_tests.measure.time import Benchmark
+
     from .procedure import Procedure, Workspace
     from .subject import Place, Stage
 
@@ -109,7 +112,7 @@ def workspaces() -> "dict[str, Workspace]":
 @pytest.fixture(scope="session")
 def limits(place: "Place", pytestconfig: pytest.Config) -> dict[str, Any]:
     """What this machine can do at most; measured where a component first asks, and saved with the run."""
-    from .measure.limits import measure_limits
+    from perf_tests.measure.limits import measure_limits
 
     pytestconfig.stash[LIMITS] = measure_limits(place)
     return pytestconfig.stash[LIMITS]
@@ -131,7 +134,7 @@ def workspace(
         last = next(iter(workspaces.values()), None)
         workspaces.clear()
         if case.setting in WORKS:
-            from .components.workspace import ComponentWorkspace
+            from perf_tests.components.workspace import ComponentWorkspace
 
             limits = request.getfixturevalue("limits") if case.setting in COMPONENTS.settings else None
             new: Workspace = ComponentWorkspace(case.cell, plan, procedure.speech, place, last, limits)

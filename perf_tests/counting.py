@@ -4,9 +4,10 @@ Operators and FLOPs of every case; the allocator's peak of those whose rounds ar
 a CPU, and on a GPU of all. Parity is not checked: the ordinary tests do, and it would take as long as all the rest.
 """
 
+from perf_tests.measure.memory import model_bytes
+from perf_tests.measure.time import Benchmark
+
 from .cases import Case
-from .measure.memory import model_bytes
-from .measure.time import Benchmark
 from .procedure import COMPONENT_KEYS, Procedure, Workspace
 from .schema import TIMED_ONLY
 from .subject import Stage

@@ -19,9 +19,10 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 from pytest_benchmark.utils import safe_dumps
 
-from .audio import first_line
-from .measure.device import lost_device
-from .measure.out_of_memory import describe_out_of_memory
+from perf_tests.common.text import first_line
+from perf_tests.measure.device import lost_device
+from perf_tests.measure.out_of_memory import describe_out_of_memory
+
 from .options import PLAN, is_perf_item
 
 JOURNAL_VERSION = 3

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from perf_tests.common.errors import BadInputError
+from perf_tests.common.files import write_file
+from perf_tests.common.text import clean
+
 from .options import PLAN, is_perf_item, whole_number
-from .plan import BadInputError
-from .regression.store import write_file
-from .regression.text import clean
 
 if TYPE_CHECKING:
     import filelock

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from perf_tests.common.package_hash import hash_package
+
 from .options import PLAN
-from .package import hash_package
 
 # libgomp's variables for how long a thread spins before it sleeps. By default that is for milliseconds: a thread whose
 # core another process has taken is waited for by one that keeps the other core busy, and the original's round takes
@@ -133,7 +134,7 @@ def describe_compiled_step() -> dict[str, str | None] | None:
 def _describe_gpu(device: str) -> dict[str, Any]:
     import torch
 
-    from .measure.nvml import query_nvml
+    from perf_tests.measure.nvml import query_nvml
 
     properties = torch.cuda.get_device_properties(torch.device(device))
     nvml = query_nvml(device)

@@ -9,10 +9,10 @@ import torch
 from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
 from transformers.models.whisper.modeling_whisper import sinusoids
 
+from perf_tests.measure.layout import Layout
 from whisper_flash_attention import WhisperFlashAttentionForConditionalGeneration
 
 from .cases import CHECKPOINTS, Cell
-from .measure.layout import Layout
 from .vocabulary import vocabulary_of
 
 if TYPE_CHECKING:

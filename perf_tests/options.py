@@ -7,13 +7,14 @@ from collections.abc import Generator
 import pytest
 from pytest_benchmark.logger import PytestBenchmarkWarning
 
+from perf_tests.common.errors import BadInputError
+
 from . import cases, works
 from .plan import (
     DEFAULT_DATASET,
     DEFAULT_PRECISION_PERCENT,
     DTYPES,
     WEIGHTS,
-    BadInputError,
     Options,
     Plan,
     Probes,

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .components.component import Component
+from perf_tests.components.component import Component
+
 from .parity import HALF_FLOOR, ParityError
 from .subject import Stage
 

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import psutil  # type: ignore[import-untyped]
 import pytest_benchmark
 
+from perf_tests.common.errors import BadInputError
+from perf_tests.common.text import clean, count_of
+
 from .journal import JOURNAL_VERSION, Context, Entry, Session, complete_run
-from .plan import BadInputError
-from .regression.text import clean, count_of
 from .schema import OUTCOMES
 
 # The first word of faulthandler's watchdog.

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from perf_tests.common.errors import BadInputError
+
 from . import cases, works
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -17,10 +19,6 @@ SYNTHETIC = "synthetic"
 DEFAULT_PRECISION_PERCENT = 1.5
 SOUND_FILES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff"})
 TABLE_FILES = frozenset({".parquet", ".arrow"})
-
-
-class BadInputError(ValueError):
-    """The user asked for something that cannot be done; the message is one line that says what to do."""
 
 
 class Options(NamedTuple):

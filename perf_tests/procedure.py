@@ -10,19 +10,20 @@ from typing import Any
 
 import torch
 
+from perf_tests.common.intervals import estimate_speedup
+from perf_tests.measure.allocator import settle_allocator
+from perf_tests.measure.counters import Counters, count_round
+from perf_tests.measure.device import StateWatch
+from perf_tests.measure.hollow import count_hollow_round, warm_up_without_products
+from perf_tests.measure.memory import measure_round
+from perf_tests.measure.profile import profile_round
+from perf_tests.measure.rounds import choose_rounds
+from perf_tests.measure.time import WALL_CLOCK, Benchmark, time_rounds
+from perf_tests.measure.yardstick import Yardstick, is_available, make_record
+
 from .audio import SYNTHETIC_VERSION, Speech
 from .cases import CHECKPOINTS, SETTINGS, WINDOW_SECONDS, Case, Cell
 from .floors import Floor
-from .intervals import estimate_speedup
-from .measure.allocator import settle_allocator
-from .measure.counters import Counters, count_round
-from .measure.device import StateWatch
-from .measure.hollow import count_hollow_round, warm_up_without_products
-from .measure.memory import measure_round
-from .measure.profile import profile_round
-from .measure.rounds import choose_rounds
-from .measure.time import WALL_CLOCK, Benchmark, time_rounds
-from .measure.yardstick import Yardstick, is_available, make_record
 from .models import SEED, WEIGHTS_VERSION, ZEROS, Weights
 from .parity import Reference, check_parity, make_reference, read_outputs
 from .plan import Plan

@@ -3,6 +3,8 @@
 import time
 from typing import TYPE_CHECKING, Any
 
+from perf_tests.common.units import format_duration
+
 if TYPE_CHECKING:
     import pytest
 
@@ -90,11 +92,3 @@ class Progress:
             return
         with self._capture.global_and_fixture_disabled():
             self._reporter.write(text, flush=True)
-
-
-def format_duration(seconds: float) -> str:
-    """Seconds as people say them: ``8 s``, ``5 min``, ``1 h 20 min``."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"

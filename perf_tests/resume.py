@@ -12,13 +12,15 @@ from typing import Any
 import pytest
 from pytest_benchmark.utils import safe_dumps
 
+from perf_tests.common.errors import BadInputError
+from perf_tests.common.package_hash import hash_files
+from perf_tests.common.text import clean, count_of
+from perf_tests.regression.fingerprint import STEP, fingerprint_of
+
 from .journal import JOURNAL, PROBLEMS, Context, Journal, new_journal_path, storage_folder
 from .options import PLAN, is_perf_item
-from .package import hash_files
 from .past import choose, read_journals
-from .plan import BadInputError, Plan
-from .regression.fingerprint import STEP, fingerprint_of
-from .regression.text import clean, count_of
+from .plan import Plan
 from .terminal import SPEECH
 
 OPTION = "--perf-resume"

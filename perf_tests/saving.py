@@ -14,11 +14,12 @@ import pytest
 from pytest_benchmark.storage.file import FileStorage
 from pytest_benchmark.utils import safe_dumps
 
+from perf_tests.common.errors import BadInputError
+from perf_tests.common.files import write_file
+from perf_tests.common.text import clean
+
 from .journal import JOURNAL, PROBLEMS, storage_folder
 from .options import PLAN, is_perf_item
-from .plan import BadInputError
-from .regression.store import write_file
-from .regression.text import clean
 
 # A case's share of a run's JSON and of its journal, with room to spare: 100 rounds with their controls take 8 kB.
 BYTES_PER_CASE = 100_000

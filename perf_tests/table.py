@@ -5,18 +5,19 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from perf_tests.common.text import clean, count_of
+from perf_tests.common.units import format_bytes, format_flops, format_seconds
+from perf_tests.regression.records import WALL_CLOCK, timer_of
+
 from .cases import SETTINGS
 from .device_state import HEADINGS, Cores, describe_state, is_calm, was_shared, was_throttled
 from .journal import Entry
-from .regression.records import WALL_CLOCK, timer_of
-from .regression.text import clean, count_of
 from .works import ACCURACY, WORKS, setting_of
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 LEAST_WIDTH = 148
-MEGABYTE = 1_000_000
 
 
 def describe_result(entry: Entry) -> str:
@@ -111,22 +112,6 @@ def _state_table(entries: Sequence[Entry], cores: Cores) -> "Table | None":
     for name, summaries in rows:
         table.add_row(name, *(summaries[heading].text if heading in summaries else "" for heading in headings))
     return table
-
-
-def format_seconds(seconds: float) -> str:
-    """Three digits that count: ``0.412 s`` or ``7.31 ms``."""
-    return f"{seconds:#.3g} s" if seconds >= 0.1 else f"{seconds * 1000:#.3g} ms"
-
-
-def format_bytes(count: int) -> str:
-    """Decimal megabytes."""
-    return f"{count / MEGABYTE:,.1f} MB"
-
-
-def format_flops(count: int) -> str:
-    """Three digits that count: ``42.2 GFLOP``."""
-    unit, factor = ("TFLOP", 1e12) if count >= 1e12 else ("GFLOP", 1e9)
-    return f"{f'{count / factor:#.3g}'.rstrip('.')} {unit}"
 
 
 def format_speedup(speedup: dict[str, float | None]) -> str:

@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from perf_tests.common.errors import BadInputError
+from perf_tests.common.units import format_duration
+
 from .audio import Speech
 from .cases import GENERATE
 from .device_state import Cores
@@ -17,8 +20,8 @@ from .estimate import TYPICAL_CPU, Speed, forecast
 from .journal import JOURNAL, Entry, Journal
 from .machine import find_xformers, version_of
 from .options import PLAN, is_perf_item, make_plan_of
-from .plan import SYNTHETIC, BadInputError, Plan
-from .progress import Progress, format_duration
+from .plan import SYNTHETIC, Plan
+from .progress import Progress
 from .table import describe_result, render_counted_table, render_table
 from .works import ACCURACY, COMPONENTS, function_of
 
@@ -51,7 +54,7 @@ def _speed(plan: Plan) -> Speed:
         return TYPICAL_CPU
     import torch
 
-    from .measure.limits import look_at_speed
+    from perf_tests.measure.limits import look_at_speed
 
     return look_at_speed(getattr(torch, plan.dtype))
 

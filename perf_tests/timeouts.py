@@ -10,10 +10,11 @@ from collections.abc import Generator
 
 import pytest
 
+from perf_tests.common.errors import BadInputError
+
 from .estimate import TYPICAL_CPU, forecast
 from .journal import JOURNAL
 from .options import PLAN, is_perf_item, whole_number
-from .plan import BadInputError
 
 OPTION = "--perf-timeout"
 # The default leaves room for machines much slower than the estimate takes them for: it is for hangs, not for haste.

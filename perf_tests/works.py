@@ -7,17 +7,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from typing import NamedTuple
 
-from .cases import (
-    GENERATE,
-    IMPLEMENTATIONS,
-    LATER_ROWS,
-    SETTINGS,
-    Case,
-    Cell,
-    Matrix,
-    Preset,
-    Setting,
-)
+from .cases import GENERATE, IMPLEMENTATIONS, LATER_ROWS, SETTINGS, Case, Cell, Matrix, Preset, Setting
 
 LONG_FORM_SECONDS = 600
 # Transformers' names, each with what has to be installed (both run on a GPU, in half precision): the module, and the

@@ -1,63 +1,18 @@
 """What ``ab`` and ``calibrate`` share: pytest's arguments after ``--``, progress, and being interrupted."""
 
-import argparse
 import hashlib
 import json
 import signal
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from perf_tests.plan import BadInputError
-from perf_tests.regression.text import clean
+from perf_tests.common.errors import BadInputError
+from perf_tests.common.text import clean
 
 # Below the repository's root, where interrupted sessions wait to go on.
 SESSIONS = ".perf_runs"
-
-
-def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """A command's own arguments, and pytest's after ``--``."""
-    index = arguments.index("--") if "--" in arguments else len(arguments)
-    return arguments[:index], arguments[index + 1 :]
-
-
-def with_default(arguments: Sequence[str], option: str, value: str) -> list[str]:
-    """Pytest's arguments, with ``option`` if they do not have it."""
-    return [*arguments] if has_option(arguments, option) else [f"{option}={value}", *arguments]
-
-
-def has_option(arguments: Sequence[str], option: str) -> bool:
-    """Whether pytest's arguments have ``option``, with ``=`` or without."""
-    return any(argument.partition("=")[0] == option for argument in arguments)
-
-
-def at_least(least: int) -> Callable[[str], int]:
-    """An argument's type: a whole number of ``least`` or more."""
-
-    def number(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is no number of at least {least}")
-        return int(text)
-
-    return number
-
-
-def minutes(text: str) -> float:
-    """An argument's type: minutes above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1e6:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of minutes above 0")
-    return value
-
-
-def tell(command: str, line: str) -> None:
-    """Progress goes to standard error: standard output is the report's."""
-    print(f"{command}: {line}", file=sys.stderr, flush=True)
 
 
 def session_name(command: str, parts: Sequence[str]) -> str:

@@ -9,17 +9,17 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from perf_tests.plan import BadInputError
-from perf_tests.regression.arguments import make_parser, run_command
+from perf_tests.common.cli import at_least, make_parser, run_command, split_arguments, tell, with_default
+from perf_tests.common.errors import BadInputError
+from perf_tests.common.text import clean, count_of, percent
 from perf_tests.regression.calibration import write_calibration
 from perf_tests.regression.disturbance import calm_rounds
 from perf_tests.regression.fingerprint import describe_machine, differences
 from perf_tests.regression.noise import LEAST_RUNS, CaseNoise, measure_noise
-from perf_tests.regression.references import FORMS, locate, storage_path
+from perf_tests.regression.references import FORMS, add_storage, locate, storage_path
 from perf_tests.regression.runs import Run, read_run
-from perf_tests.regression.text import clean, count_of, percent
 
-from .arguments import SESSIONS, at_least, interrupts_end_in_order, session_name, split_arguments, tell, with_default
+from .arguments import SESSIONS, interrupts_end_in_order, session_name
 from .process import Job, measure
 from .trees import WORKING_TREE, digest_of, find_repository, find_revision
 
@@ -143,6 +143,7 @@ def _print_table(measured: Mapping[str, CaseNoise]) -> None:
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = make_parser("calibrate", "Measure this machine's noise, case by case, from runs of unchanged code.")
+    add_storage(parser)
     parser.usage = "%(prog)s [options] [-- pytest arguments]"
     parser.epilog = "Only flash is measured unless --perf-implementation says otherwise: it alone has a control."
     add = parser.add_argument

@@ -10,24 +10,14 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from perf_tests.regression.arguments import make_parser
+from perf_tests.common.cli import at_least, has_option, make_parser, minutes, split_arguments, tell, with_default
+from perf_tests.common.text import count_of
 from perf_tests.regression.comparison import Comparison, compare_runs
 from perf_tests.regression.config import find_config, read_config
 from perf_tests.regression.gate import add_gate_options, make_rules, run_gate
-from perf_tests.regression.text import count_of
 from perf_tests.regression.thresholds import Rules
 
-from .arguments import (
-    SESSIONS,
-    at_least,
-    has_option,
-    interrupts_end_in_order,
-    minutes,
-    session_name,
-    split_arguments,
-    tell,
-    with_default,
-)
+from .arguments import SESSIONS, interrupts_end_in_order, session_name
 from .session import LEAST_BLOCKS, Limits, Pooled, Session, run_session
 from .trees import check_packages, digest_of, find_repository, find_revision, make_sides
 
@@ -95,7 +85,7 @@ def _compare(pooled: Pooled, rules: Rules, options: argparse.Namespace) -> Compa
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     description = "Measure two commits in turn, in fresh processes on this machine now, and compare them."
-    parser = make_parser("ab", description, storage=False)
+    parser = make_parser("ab", description)
     parser.usage = "%(prog)s [options] BASE_REV HEAD_REV [-- pytest arguments]"
     parser.epilog = (
         "Both sides run HEAD's suite on their own package. Only flash is measured unless --perf-implementation says"

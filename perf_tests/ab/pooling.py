@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median, median_low
 from typing import Any
 
-from perf_tests.intervals import estimate_pooled_speedup
+from perf_tests.common.intervals import estimate_pooled_speedup
 from perf_tests.regression.records import COUNTERS, MEMORY
 from perf_tests.regression.runs import Run
 from perf_tests.regression.statistics import Yardstick, are_alike

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from perf_tests.plan import BadInputError
+from perf_tests.common.errors import BadInputError
+from perf_tests.common.text import clean
 from perf_tests.regression.runs import Run, read_run
-from perf_tests.regression.text import clean
 
 SUITE = "perf_tests"
 # pytest's exit codes with which a run is saved: all cases passed, or some did not.

@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from perf_tests.plan import BadInputError
+from perf_tests.common.errors import BadInputError
+from perf_tests.common.files import write_file
+from perf_tests.common.text import clean
 from perf_tests.regression.comparison import Comparison
 from perf_tests.regression.runs import Run, parse_run, read_run
-from perf_tests.regression.store import write_file
-from perf_tests.regression.text import clean
 from perf_tests.regression.thresholds import TIME
 from perf_tests.regression.verdicts import Finding, Verdict
 

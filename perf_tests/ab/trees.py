@@ -14,12 +14,11 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from perf_tests.git import find_commit, run_git
-from perf_tests.package import PACKAGE, SamePackageError, hash_files, hash_package
-from perf_tests.plan import BadInputError
-from perf_tests.regression.text import clean
-
-from .arguments import tell
+from perf_tests.common.cli import tell
+from perf_tests.common.errors import BadInputError
+from perf_tests.common.git import find_commit, run_git
+from perf_tests.common.package_hash import PACKAGE, SamePackageError, hash_files, hash_package
+from perf_tests.common.text import clean
 
 WORKING_TREE = "."
 BUILD = Path(PACKAGE, "csrc", "build.py")

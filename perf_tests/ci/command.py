@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from perf_tests.ab.trees import check_packages, find_repository, find_revision
-from perf_tests.package import SamePackageError
-from perf_tests.plan import BadInputError
-from perf_tests.regression.arguments import make_parser, run_command
-from perf_tests.regression.store import write_file
-from perf_tests.regression.text import clean, escape_markdown
-from perf_tests.regression.verdicts import COULD_NOT_JUDGE
+from perf_tests.common.cli import make_parser, run_command
+from perf_tests.common.errors import COULD_NOT_JUDGE, BadInputError
+from perf_tests.common.files import write_file
+from perf_tests.common.package_hash import SamePackageError
+from perf_tests.common.text import clean, escape_markdown
 
 from .machine_check import describe_host, look_at_gpus
 from .revisions import NOTE, Base, choose_base

@@ -8,7 +8,7 @@ from pathlib import Path
 from perf_tests.ab.process import Job, measure
 from perf_tests.ab.session import describe_commit
 from perf_tests.ab.trees import Side, find_repository, find_revision, make_sides
-from perf_tests.regression.store import write_file
+from perf_tests.common.files import write_file
 
 ARGUMENTS = ("--perf-counters-only", "--perf-device=cpu")
 

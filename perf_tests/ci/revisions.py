@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from perf_tests.git import find_commit, run_git
-from perf_tests.plan import BadInputError
-from perf_tests.regression.text import clean
+from perf_tests.common.errors import BadInputError
+from perf_tests.common.git import find_commit, run_git
+from perf_tests.common.text import clean
 
 NIGHTLY = "24 hours ago"
 # How every note on the base begins.

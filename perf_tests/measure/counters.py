@@ -9,8 +9,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from perf_tests.measure.flops import count_flops
 from perf_tests.subject import Subject
+
+from .flops import count_flops
 
 # Names of the CUDA runtime's and driver's calls, as the profiler gives them.
 LAUNCHES = (

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import psutil  # type: ignore[import-untyped]
 
-from perf_tests.audio import first_line
+from perf_tests.common.text import first_line
 
 from .nvml import MEGAHERTZ, Sample, Samples, sample_gpu
 

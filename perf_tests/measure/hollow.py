@@ -16,10 +16,11 @@ from typing import Any
 import torch
 
 from perf_tests.cases import SETTINGS, Case
-from perf_tests.measure.counters import TOKEN_CHOICE, Counters, RoundCounter
-from perf_tests.measure.flops import has_formula
-from perf_tests.measure.layout import Layout
 from perf_tests.subject import SHORT, Subject
+
+from .counters import TOKEN_CHOICE, Counters, RoundCounter
+from .flops import has_formula
+from .layout import Layout
 
 # Elements of all tensor arguments together from which an operator is hollow: below, computing is no slower.
 LARGE = 2**15

@@ -7,7 +7,7 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 
-from perf_tests.audio import first_line
+from perf_tests.common.text import first_line
 
 _ASKED = re.compile(r"(?:[Tt]ried to allocate|Unable to allocate) ([\d.]+ ?(?:[KMGTP]i?B|bytes|B))\b")
 _FREE = re.compile(r"(?:of which )?([\d.]+ [KMGTP]?i?B)(?: is)? free\b")

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from perf_tests.intervals import CONFIDENCE, paired_ratios
+from perf_tests.common.intervals import CONFIDENCE, paired_ratios
 from perf_tests.plan import Aim
 
 from .time import seconds_of

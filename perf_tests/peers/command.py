@@ -12,7 +12,8 @@ from rich.console import Console
 
 from perf_tests.audio import Speech, load_speech
 from perf_tests.cases import CHECKPOINTS, Cell
-from perf_tests.plan import SYNTHETIC, WEIGHTS, BadInputError, check_dataset
+from perf_tests.common.errors import BadInputError
+from perf_tests.plan import SYNTHETIC, WEIGHTS, check_dataset
 
 if TYPE_CHECKING:
     from .contest import Entry

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
-from perf_tests.intervals import Estimate, estimate_speedup
+from perf_tests.common.intervals import Estimate, estimate_speedup
 
 from .engines import (
     CONTENDERS,

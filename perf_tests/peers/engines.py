@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from perf_tests.audio import first_line
 from perf_tests.cases import CHECKPOINTS, Cell
+from perf_tests.common.text import first_line
 from perf_tests.machine import version_of
 from perf_tests.vocabulary import Vocabulary, vocabulary_of
 

@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from perf_tests.audio import Speech
 from perf_tests.cases import CHECKPOINTS, Cell
-from perf_tests.intervals import Estimate, estimate_speedup
+from perf_tests.common.intervals import Estimate, estimate_speedup
 from perf_tests.measure.device import StateWatch
 from perf_tests.models import Weights
 from perf_tests.plan import cpu_computes

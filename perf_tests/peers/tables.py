@@ -9,9 +9,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from perf_tests.common.intervals import Estimate
+from perf_tests.common.units import format_seconds
 from perf_tests.device_state import FOREIGN_SHARE
-from perf_tests.intervals import Estimate
-from perf_tests.table import format_seconds
 
 if TYPE_CHECKING:
     from .contest import Entry

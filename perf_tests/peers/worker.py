@@ -17,7 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from time import perf_counter
 from typing import Generic, NamedTuple, TypeVar, cast
 
-from perf_tests.audio import first_line
+from perf_tests.common.text import first_line
 
 from .engines import Engine, Job, PeerError, Round
 

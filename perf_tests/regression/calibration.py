@@ -33,14 +33,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from perf_tests.plan import BadInputError
+from perf_tests.common.errors import BadInputError
+from perf_tests.common.files import write_file
+from perf_tests.common.text import clean, count_of
 
 from .fingerprint import describe_machine, digest, fingerprint_of
 from .noise import CaseNoise
 from .records import TIMER, WALL_CLOCK
 from .runs import Run
-from .store import store_path, write_file
-from .text import clean, count_of
+from .store import store_path
 from .thresholds import DEFAULT_NOISE
 
 CALIBRATION_VERSION = 1

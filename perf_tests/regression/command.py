@@ -6,13 +6,14 @@ could not be judged.
 
 import argparse
 
-from .arguments import make_parser
+from perf_tests.common.cli import make_parser
+
 from .comparison import Comparison, compare_runs
 from .config import find_config, read_config
 from .explain import explain_runs
 from .gate import add_gate_options, make_rules, run_gate
 from .pairs import ALLOWABLE, check_allowed
-from .references import FORMS, locate, storage_path
+from .references import FORMS, add_storage, locate, storage_path
 from .runs import read_run
 from .thresholds import TIME
 
@@ -24,6 +25,7 @@ def main(arguments: list[str]) -> int:
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = make_parser("compare", "Compare two saved runs, case by case: time, memory, counters, parity.")
+    add_storage(parser)
     parser.epilog = (
         "Ends with 0 where nothing got worse, with 1 where something did or is missing, with 2 where that could not be"
         " judged. Runs of unlike machines are refused; their exact numbers compare all the same with"

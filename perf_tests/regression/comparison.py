@@ -7,7 +7,9 @@ from datetime import UTC, datetime
 from statistics import median
 from typing import Any, NamedTuple
 
-from perf_tests.package import SamePackageError
+from perf_tests.common.errors import COULD_NOT_JUDGE
+from perf_tests.common.package_hash import SamePackageError
+from perf_tests.common.text import clean, count_of, percent
 
 from .calibration import Calibration, Noise, read_calibration
 from .explain import Explanation, to_json
@@ -15,9 +17,8 @@ from .fingerprint import SPEED_ONLY, STEP, Difference
 from .judging import UNCORRECTED, judge_case
 from .pairs import Pair, definition_differences, pair_runs
 from .runs import Run
-from .text import clean, count_of, percent
 from .thresholds import DEFAULT_NOISE, TIME, Rules
-from .verdicts import COULD_NOT_JUDGE, CaseResult, Finding, Verdict, exit_code, worst_of
+from .verdicts import CaseResult, Finding, Verdict, exit_code, worst_of
 
 # Of the cases that a note is about, so many are named.
 SHOWN_IDS = 3

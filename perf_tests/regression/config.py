@@ -20,10 +20,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from perf_tests.plan import BadInputError
+from perf_tests.common.errors import BadInputError
+from perf_tests.common.text import clean
 
 from .records import COUNTERS, MEMORY
-from .text import clean
 from .thresholds import TIME, Accepted, Threshold
 
 CHECKOUT = Path(__file__).parents[2]

@@ -7,7 +7,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from .text import clean, count_of
+from perf_tests.common.text import clean, count_of
 
 # Fractions of a round: shares move by about this much between runs of unchanged code.
 LEAST_SHIFT = 0.01

@@ -8,7 +8,7 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
-from .text import clean
+from perf_tests.common.text import clean
 
 # Paths into ``machine_info``; ``--allow`` takes these names.
 FINGERPRINT = (

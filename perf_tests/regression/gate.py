@@ -6,16 +6,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from perf_tests.plan import BadInputError
+from perf_tests.common.cli import percentage, run_command
+from perf_tests.common.errors import COULD_NOT_JUDGE, BadInputError
+from perf_tests.common.files import write_file
+from perf_tests.common.text import clean
 
-from .arguments import percentage, run_command
 from .comparison import Comparison
 from .config import Config
 from .runs import parse_document, read_bytes
-from .store import write_file
-from .text import clean
 from .thresholds import DEFAULT_OF_PROCESSES, DEFAULTS, KINDS, TIME, Rules
-from .verdicts import COULD_NOT_JUDGE
 
 
 def add_gate_options(parser: argparse.ArgumentParser) -> None:

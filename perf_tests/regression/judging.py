@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 
+from perf_tests.common.text import clean, percent
 from perf_tests.schema import COUNTED_INFO, EXTRA_INFO
 
 from .calibration import Noise
@@ -10,7 +11,6 @@ from .disturbance import sift
 from .pairs import Pair
 from .records import COUNTERS, FRACTION, MEMORY, Parity, Record
 from .statistics import Change, are_alike, corrected_change, uncorrected_change
-from .text import clean, percent
 from .thresholds import PARITY, RESERVED_SEGMENT_BYTES, TIME, Rules
 from .verdicts import CaseResult, Finding, Verdict, conclude
 

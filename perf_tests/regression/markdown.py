@@ -1,8 +1,9 @@
 """A comparison as Markdown, for a pull request."""
 
+from perf_tests.common.text import escape_markdown
+
 from .comparison import Comparison
 from .terminal import cells, shown_columns
-from .text import escape_markdown
 from .verdicts import Verdict
 
 

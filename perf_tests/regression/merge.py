@@ -6,14 +6,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from perf_tests.plan import BadInputError
+from perf_tests.common.cli import make_parser, run_command
+from perf_tests.common.errors import BadInputError
+from perf_tests.common.files import write_file
+from perf_tests.common.text import clean, count_of
 
-from .arguments import make_parser, run_command
 from .fingerprint import differences
-from .references import FORMS, Located, locate, storage_path
+from .references import FORMS, Located, add_storage, locate, storage_path
 from .runs import Run, parse_run, read_bytes, read_run
-from .store import write_file
-from .text import clean, count_of
 
 
 def main(arguments: list[str]) -> int:
@@ -64,6 +64,7 @@ def merge_runs(runs: list[Run]) -> dict[str, Any]:
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = make_parser("merge", "Merge shards of one run into one.")
+    add_storage(parser)
     parser.epilog = (
         "A RUN may also be the journal (journal_*.jsonl) of one that was cut short: what it has becomes a run, of which"
         " the other cases were not run."

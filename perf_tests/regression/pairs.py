@@ -3,12 +3,12 @@
 from collections.abc import Collection
 from typing import NamedTuple
 
-from perf_tests.plan import BadInputError
+from perf_tests.common.errors import BadInputError
+from perf_tests.common.text import clean, count_of
 
 from .fingerprint import FINGERPRINT, STEP, Difference, differences, without
 from .records import DEFINITION, TIMER, Record
 from .runs import Run
-from .text import clean, count_of
 
 ALLOWABLE = (*FINGERPRINT, STEP, *DEFINITION, TIMER, "case_definition")
 

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import pytest
 from pytest_benchmark.utils import get_tag, safe_dumps
 
+from perf_tests.common.errors import BadInputError
+from perf_tests.common.text import clean
 from perf_tests.options import PLAN, is_perf_item
-from perf_tests.plan import BadInputError
 
 from .comparison import Comparison, compare_runs
 from .config import find_config, read_config
@@ -20,7 +21,6 @@ from .fingerprint import SPEED_ONLY, differences, without
 from .records import TIMER
 from .runs import Run, parse_run, read_run
 from .store import baseline_names, baseline_path
-from .text import clean
 from .thresholds import Rules
 from .verdicts import FAILING
 

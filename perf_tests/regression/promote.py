@@ -2,13 +2,14 @@
 
 import argparse
 
-from perf_tests.plan import BadInputError
+from perf_tests.common.cli import make_parser, run_command
+from perf_tests.common.errors import BadInputError
+from perf_tests.common.files import write_file
+from perf_tests.common.text import clean, count_of
 
-from .arguments import make_parser, run_command
-from .references import FORMS, locate, storage_path
+from .references import FORMS, add_storage, locate, storage_path
 from .runs import parse_document, parse_run, read_bytes
-from .store import baseline_path, keep_old, write_file
-from .text import clean, count_of
+from .store import baseline_path, keep_old
 
 
 def main(arguments: list[str]) -> int:
@@ -18,6 +19,7 @@ def main(arguments: list[str]) -> int:
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = make_parser("promote", "Copy a saved run to $PERF_STORE as the baseline called NAME.")
+    add_storage(parser)
     parser.add_argument("run", metavar="RUN", help=FORMS)
     parser.add_argument("name", metavar="NAME", help="what to call it; the baseline of that name until now is kept")
     return parser.parse_args(arguments)

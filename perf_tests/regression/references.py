@@ -4,6 +4,7 @@ Nothing that a JSON holds is used as a path: candidates are the files of the sto
 from one only says whether that file is meant.
 """
 
+import argparse
 import json
 import platform
 import re
@@ -11,10 +12,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from perf_tests.plan import BadInputError
+from perf_tests.common.errors import BadInputError
+from perf_tests.common.text import clean, count_of
 
 from .store import baseline_names, baseline_path, is_name
-from .text import clean, count_of
 
 DEFAULT_STORAGE = ".benchmarks"
 # pytest-benchmark's names: 0003_<commit>_<time>[_uncommitted-changes].json, or 0003_<name>.json.
@@ -88,6 +89,16 @@ def saved_runs(storage: Path) -> list[Saved]:
     if not found:
         raise BadInputError(f"{clean(storage)}: no saved runs; make one with pytest perf_tests --benchmark-autosave")
     return found
+
+
+def add_storage(parser: argparse.ArgumentParser) -> None:
+    """Add ``--storage``, for a command that reads saved runs."""
+    parser.add_argument(
+        "--storage",
+        default=DEFAULT_STORAGE,
+        metavar="DIR",
+        help=f"where pytest-benchmark saved the runs, as its --benchmark-storage (default: {DEFAULT_STORAGE})",
+    )
 
 
 def storage_path(option: str) -> Path:

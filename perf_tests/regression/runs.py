@@ -6,12 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from perf_tests.plan import BadInputError
+from perf_tests.common.errors import BadInputError
+from perf_tests.common.text import clean, count_of
 from perf_tests.schema import OUTCOMES, PERF_CASES, SCHEMA_VERSION
 from perf_tests.validation import validate
 
 from .records import Record, Unreadable, read_record
-from .text import clean, count_of
 
 
 class Run(NamedTuple):

@@ -25,7 +25,7 @@ from itertools import accumulate, compress, pairwise
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
-from perf_tests.intervals import CONFIDENCE, RESAMPLES, SEED, paired_ratios
+from perf_tests.common.intervals import CONFIDENCE, RESAMPLES, SEED, paired_ratios
 
 if TYPE_CHECKING:
     import numpy as np

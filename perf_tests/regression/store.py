@@ -5,13 +5,12 @@
 
 import os
 import re
-import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-from perf_tests.plan import BadInputError
-
-from .text import clean
+from perf_tests.common.errors import BadInputError
+from perf_tests.common.files import write_file
+from perf_tests.common.text import clean
 
 APPLICATION = "whisper-flash-attention"
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}")
@@ -54,28 +53,6 @@ def baseline_names() -> list[str]:
         return sorted(path.stem for path in (store_path() / "baselines").glob("*.json") if is_name(path.stem))
     except OSError:
         return []
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write ``path`` whole or not at all.
-
-    Raises:
-        BadInputError: it cannot be written; what was there before still is.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-            Path(draft).chmod(0o644)
-            Path(draft).replace(path)
-        except BaseException:
-            Path(draft).unlink(missing_ok=True)
-            raise
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise BadInputError(f"{clean(path)}: cannot be written: {reason}") from None
 
 
 def keep_old(path: Path) -> Path | None:

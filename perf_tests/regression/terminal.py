@@ -6,14 +6,16 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
+from perf_tests.common.errors import COULD_NOT_JUDGE
+from perf_tests.common.text import clean, percent
+
 from .comparison import Comparison
 from .explain import Explanation
 from .judging import UNCORRECTED, show_change
 from .records import FRACTION
 from .statistics import Change
-from .text import clean, percent
 from .thresholds import TIME
-from .verdicts import COULD_NOT_JUDGE, CaseResult, Verdict
+from .verdicts import CaseResult, Verdict
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
-from .text import clean
+from perf_tests.common.text import clean
 
 
 class Verdict(StrEnum):
@@ -25,7 +25,6 @@ class Verdict(StrEnum):
 
 
 FAILING = frozenset({Verdict.REGRESSED, Verdict.MISSING, Verdict.FAILED})
-COULD_NOT_JUDGE = 2
 
 
 class Finding(NamedTuple):

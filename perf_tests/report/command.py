@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from perf_tests.plan import BadInputError
-from perf_tests.regression.arguments import make_parser, run_command
-from perf_tests.regression.references import FORMS, storage_path
-from perf_tests.regression.store import write_file
-from perf_tests.regression.text import clean, count_of
+from perf_tests.common.cli import make_parser, run_command
+from perf_tests.common.errors import BadInputError
+from perf_tests.common.files import write_file
+from perf_tests.common.text import clean, count_of
+from perf_tests.regression.references import FORMS, add_storage, storage_path
 
 from .commits import PLACEHOLDER, check_template, find_template
 from .gathering import Found, Gathered, find, gather
@@ -29,6 +29,7 @@ def main(arguments: list[str]) -> int:
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = make_parser("report", "Make tables and a page of saved runs: the newest of each machine, and the history.")
+    add_storage(parser)
     parser.epilog = (
         "Of two runs, BASE and then HEAD, the page shows the gate's verdict. Runs of several machines get a part each."
         " Without --html, --markdown and --readme, the Markdown goes to standard output."
@@ -83,8 +84,7 @@ def _verdict(gathered: Gathered) -> "Section | None":
     from perf_tests.regression.config import find_config, read_config
     from perf_tests.regression.runs import read_run
     from perf_tests.regression.thresholds import Rules
-
-    from .sections import verdict
+    from perf_tests.report.sections import verdict
 
     try:
         base, head = (read_run(one.path, one.name) for one in gathered.paths)

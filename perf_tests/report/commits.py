@@ -5,7 +5,7 @@ import re
 import subprocess
 from urllib.parse import urlsplit
 
-from perf_tests.plan import BadInputError
+from perf_tests.common.errors import BadInputError
 
 PLACEHOLDER = "{commit}"
 _COMMIT = re.compile(r"[0-9a-f]{7,64}")

@@ -3,8 +3,8 @@
 from collections.abc import Collection, Sequence
 
 from perf_tests.cases import PAPER_ROWS, SETTINGS
+from perf_tests.common.text import escape_markdown
 from perf_tests.regression.fingerprint import describe_machine
-from perf_tests.regression.text import escape_markdown
 
 from .gathering import Machine
 from .numbers import (
@@ -203,7 +203,7 @@ def _others(cases: Sequence[CaseView]) -> list[str]:
     """What is no cell of the tables: component cases, and benchmarks of other suites."""
     if not cases:
         return []
-    from perf_tests.table import format_seconds
+    from perf_tests.common.units import format_seconds
 
     more = seldom_recorded(cases)
     columns = (

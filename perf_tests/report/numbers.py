@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from perf_tests.intervals import Estimate
-from perf_tests.table import format_seconds, show_tokens
+from perf_tests.common.intervals import Estimate
+from perf_tests.common.units import MEGABYTE, format_seconds
+from perf_tests.table import show_tokens
 
 from .reading import CaseView, number
 
 GIGABYTE = 1_000_000_000
-MEGABYTE = 1_000_000
 
 
 def show_seconds(seconds: float | None) -> str:

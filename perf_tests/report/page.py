@@ -6,8 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from perf_tests.common.text import clean
 from perf_tests.regression.fingerprint import describe_machine
-from perf_tests.regression.text import clean
 
 from .content import Chart, Section
 from .gathering import Gathered

@@ -13,11 +13,11 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from perf_tests import cases
-from perf_tests.intervals import Estimate
-from perf_tests.plan import BadInputError
+from perf_tests.common.errors import BadInputError
+from perf_tests.common.intervals import Estimate
+from perf_tests.common.text import LONGEST, clean
 from perf_tests.regression.records import WALL_CLOCK, Unreadable, timer_of
 from perf_tests.regression.runs import check_format, check_version, parse_document, read_bytes
-from perf_tests.regression.text import LONGEST, clean
 
 GENERATE = "test_generate"
 

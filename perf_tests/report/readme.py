@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from perf_tests.plan import BadInputError
-from perf_tests.regression.store import write_file
-from perf_tests.regression.text import clean
+from perf_tests.common.errors import BadInputError
+from perf_tests.common.files import write_file
+from perf_tests.common.text import clean
 
 from .gathering import Machine
 from .markdown import to_markdown

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from perf_tests.cases import CHECKPOINTS, IMPLEMENTATIONS, PAPER_ROWS, SETTINGS
-from perf_tests.intervals import Estimate
+from perf_tests.common.intervals import Estimate
 
 from .reading import CaseView, RunView
 

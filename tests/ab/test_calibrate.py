@@ -244,7 +244,7 @@ def test_too_few_runs_are_refused(say: Say, lab: Lab) -> None:
 
 
 def test_a_process_that_fails_ends_it(say: Say, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    from perf_tests.plan import BadInputError
+    from perf_tests.common.errors import BadInputError
 
     def refuse(job: Job) -> None:
         raise BadInputError("pytest ended with 4")

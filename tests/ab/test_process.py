@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from perf_tests.ab.process import Job, measure
-from perf_tests.plan import BadInputError
+from perf_tests.common.errors import BadInputError
 from tests.regression.make_runs import make_run
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from perf_tests.ab.process import Job
-from perf_tests.package import PACKAGE
+from perf_tests.common.package_hash import PACKAGE
 from tests.regression.make_runs import (
     FLASH,
     add_yardstick,

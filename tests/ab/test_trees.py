@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from perf_tests.ab.trees import check_packages, digest_of, find_repository, find_revision, make_sides
-from perf_tests.package import PACKAGE, SamePackageError
-from perf_tests.plan import BadInputError
+from perf_tests.common.errors import BadInputError
+from perf_tests.common.package_hash import PACKAGE, SamePackageError
 
 from .conftest import Repository, commit, git
 

@@ -13,8 +13,8 @@ from perf_tests.cases import Case
 from perf_tests.ci import command
 from perf_tests.ci.command import PAGE, REPORT, VERDICTS, count_shards
 from perf_tests.ci.revisions import NOTE, Base
-from perf_tests.package import PACKAGE
-from perf_tests.plan import BadInputError
+from perf_tests.common.errors import BadInputError
+from perf_tests.common.package_hash import PACKAGE
 from perf_tests.regression.comparison import compare_runs
 from perf_tests.regression.config import read_config
 from perf_tests.regression.runs import read_run

@@ -9,7 +9,7 @@ import pytest
 from perf_tests.ci import machine_check
 from perf_tests.ci.command import check_machine
 from perf_tests.ci.machine_check import Gpu, look_at_gpus
-from perf_tests.plan import BadInputError
+from perf_tests.common.errors import BadInputError
 
 FREE = Gpu("NVIDIA H100", "580.1", 80_000_000_000, 79_000_000_000, (), 40, True, False, 1980, 1980, 700.0, 0)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from perf_tests.ci.revisions import Base, choose_base
-from perf_tests.plan import BadInputError
+from perf_tests.common.errors import BadInputError
 
 ZEROS = 40 * "0"
 

@@ -7,17 +7,7 @@ import torch
 from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig
 
 from .compare import assert_half_close, assert_half_tokens_agree, assert_same
-from .tiny import (
-    EOS,
-    NO_TIMESTAMPS,
-    SOURCE_POSITIONS,
-    START,
-    TARGET_POSITIONS,
-    WINDOW,
-    Pair,
-    make_pair,
-    mel_features,
-)
+from .tiny import EOS, NO_TIMESTAMPS, SOURCE_POSITIONS, START, TARGET_POSITIONS, WINDOW, Pair, make_pair, mel_features
 
 PROMPT = [START, NO_TIMESTAMPS]
 RECORDED = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}

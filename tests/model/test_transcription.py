@@ -6,16 +6,7 @@ import pytest
 import torch
 
 from .compare import OperationCounter, assert_same, encoder_calls
-from .tiny import (
-    FIRST_TIMESTAMP,
-    LANGUAGES,
-    START_OF_PREVIOUS,
-    VOCABULARY,
-    WINDOW,
-    Pair,
-    make_pair,
-    mel_features,
-)
+from .tiny import FIRST_TIMESTAMP, LANGUAGES, START_OF_PREVIOUS, VOCABULARY, WINDOW, Pair, make_pair, mel_features
 
 # Transformers' own handling of `num_frames`, in the original as in ours.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")

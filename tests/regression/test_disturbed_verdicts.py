@@ -8,15 +8,7 @@ import pytest
 from perf_tests.regression.disturbance import DISTURBED_NOISE
 
 from .conftest import Outcome
-from .make_runs import (
-    FLASH,
-    bench_of,
-    disturb,
-    info_of,
-    make_cuda,
-    make_gpu_samples,
-    slow_down,
-)
+from .make_runs import FLASH, bench_of, disturb, info_of, make_cuda, make_gpu_samples, slow_down
 
 Compare = Callable[..., Outcome]
 Run = dict[str, Any]

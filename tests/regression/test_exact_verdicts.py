@@ -8,13 +8,7 @@ from typing import Any
 import pytest
 
 from .conftest import Outcome
-from .make_runs import (
-    FLASH,
-    ORIGINAL,
-    info_of,
-    make_cuda,
-    slow_down,
-)
+from .make_runs import FLASH, ORIGINAL, info_of, make_cuda, slow_down
 
 Compare = Callable[..., Outcome]
 Run = dict[str, Any]

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from perf_tests.cases import Case
+from perf_tests.common.errors import BadInputError
 from perf_tests.journal import Context, Journal
-from perf_tests.plan import BadInputError
 from perf_tests.regression import merge, promote
 from perf_tests.regression.references import locate, saved_runs
 from perf_tests.regression.runs import read_run

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from perf_tests.cases import Case
+from perf_tests.common.text import clean, escape_markdown
 from perf_tests.regression.comparison import compare_runs
 from perf_tests.regression.runs import parse_run
 from perf_tests.regression.terminal import print_comparison
-from perf_tests.regression.text import clean, escape_markdown
 from perf_tests.regression.thresholds import Rules
 
 from .conftest import Outcome

@@ -12,17 +12,7 @@ from perf_tests.regression.calibration import calibration_path
 from perf_tests.regression.fingerprint import fingerprint_of
 
 from .conftest import Outcome
-from .make_runs import (
-    FLASH,
-    ORIGINAL,
-    add_yardstick,
-    bench_of,
-    info_of,
-    make_run,
-    make_session,
-    save,
-    slow_down,
-)
+from .make_runs import FLASH, ORIGINAL, add_yardstick, bench_of, info_of, make_run, make_session, save, slow_down
 
 Compare = Callable[..., Outcome]
 Run = dict[str, Any]

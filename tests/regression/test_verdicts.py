@@ -11,17 +11,7 @@ import pytest
 from perf_tests.cases import Case
 
 from .conftest import Outcome
-from .make_runs import (
-    CELL,
-    FLASH,
-    ORIGINAL,
-    bench_of,
-    info_of,
-    make_run,
-    remove,
-    set_outcome,
-    slow_down,
-)
+from .make_runs import CELL, FLASH, ORIGINAL, bench_of, info_of, make_run, remove, set_outcome, slow_down
 
 Compare = Callable[..., Outcome]
 Run = dict[str, Any]

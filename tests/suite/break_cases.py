@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from perf_tests import parity, procedure
-from perf_tests.plan import BadInputError
+from perf_tests.common.errors import BadInputError
 from perf_tests.subject import Stage, Subject
 
 BREAK = frozenset(os.environ.get("PERF_BREAK", "").split(","))

@@ -7,7 +7,8 @@ import soundfile
 
 from perf_tests import audio
 from perf_tests.audio import SAMPLING_RATE, decode, load_speech, make_speech
-from perf_tests.plan import DEFAULT_DATASET, BadInputError
+from perf_tests.common.errors import BadInputError
+from perf_tests.plan import DEFAULT_DATASET
 
 
 def tone(seconds: float, rate: int, channels: int = 1) -> np.ndarray:

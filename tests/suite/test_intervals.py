@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from perf_tests.intervals import estimate_speedup, median_interval, paired_ratios
+from perf_tests.common.intervals import estimate_speedup, median_interval, paired_ratios
 
 
 def test_the_ratio_is_above_one_where_the_subject_is_faster() -> None:

@@ -15,7 +15,7 @@ import torch
 from perf_tests import __main__ as dispatcher
 from perf_tests.audio import Speech, make_speech
 from perf_tests.cases import CHECKPOINTS, Cell
-from perf_tests.intervals import Estimate
+from perf_tests.common.intervals import Estimate
 from perf_tests.models import Weights, make_config
 from perf_tests.peers import command, contest, engines, rows
 from perf_tests.peers.contest import Entry, list_entries, run_rounds

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import perf_tests
+from perf_tests.common.errors import BadInputError
 from perf_tests.journal import Context, Entry, Journal
 from perf_tests.past import Past, choose, read_journal, read_journals
-from perf_tests.plan import BadInputError
 from perf_tests.resume import NOT_MEASURING, hash_measuring, identify_machine
 from tests.whole_runs import validate_run
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from perf_tests.intervals import estimate_speedup
+from perf_tests.common.intervals import estimate_speedup
 from perf_tests.measure import rounds
 from perf_tests.measure.rounds import Pilot, choose_rounds, rounds_for
 from perf_tests.measure.yardstick import Reading

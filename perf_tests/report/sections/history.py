@@ -6,12 +6,13 @@ from typing import Any
 
 import altair as alt
 
+from perf_tests.common.units import MEGABYTE
 from perf_tests.report import charts
 from perf_tests.report.change_points import LEAST_RUNS, ChangePoint
 from perf_tests.report.commits import commit_url
 from perf_tests.report.content import Cell, Chart, Choice, Columns, Section, Table, compact, number_cell, text_cell
 from perf_tests.report.history import HistoryRun, Series, make_series
-from perf_tests.report.numbers import MEGABYTE, show_change, show_count, show_megabytes, show_ratio, show_seconds
+from perf_tests.report.numbers import show_change, show_count, show_megabytes, show_ratio, show_seconds
 from perf_tests.report.subject import Subject
 
 DIGITS = 4

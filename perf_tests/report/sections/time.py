@@ -5,7 +5,7 @@ from typing import Any
 
 import altair as alt
 
-from perf_tests.intervals import median_interval
+from perf_tests.common.intervals import median_interval
 from perf_tests.report import charts
 from perf_tests.report.content import Chart, Section, Table, columns_of, number_cell, text_cell
 from perf_tests.report.numbers import show_ratio, show_seconds, show_significant

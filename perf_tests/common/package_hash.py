@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from perf_tests.plan import BadInputError
+from .errors import BadInputError
 
 PACKAGE = "whisper_flash_attention"
 # Of the compiled step the sources: the library is made from them, and differs from compiler to compiler.

@@ -3,8 +3,8 @@
 import subprocess
 from pathlib import Path
 
-from perf_tests.plan import BadInputError
-from perf_tests.regression.text import clean
+from .errors import BadInputError
+from .text import clean
 
 
 def run_git(folder: Path, *arguments: str) -> bytes:

@@ -1,0 +1,1 @@
+"""What every room of the suite may use. Imports neither torch nor pytest."""

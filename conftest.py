@@ -17,5 +17,5 @@ pytest_plugins = (
     "perf_tests.resume",
     "perf_tests.saving",
     "perf_tests.locks",
-    "perf_tests.regression.plugin",
+    "perf_tests.gate.fail_on",
 )

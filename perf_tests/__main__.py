@@ -20,11 +20,11 @@ class Command(NamedTuple):
 
 
 COMMANDS: dict[str, Command] = {
-    "compare": Command("perf_tests.regression.command", "two saved runs: what got slower, fatter or wrong"),
+    "compare": Command("perf_tests.gate.command", "two saved runs: what got slower, fatter or wrong"),
     "ab": Command("perf_tests.ab.command", "two commits, measured in turn on this machine now"),
     "calibrate": Command("perf_tests.ab.calibrate", "this machine's noise, case by case"),
-    "promote": Command("perf_tests.regression.promote", "make a saved run the baseline of a name"),
-    "merge": Command("perf_tests.regression.merge", "shards of one run into one"),
+    "promote": Command("perf_tests.runs.promote", "make a saved run the baseline of a name"),
+    "merge": Command("perf_tests.runs.merge", "shards of one run into one"),
     "report": Command("perf_tests.report.command", "tables, charts and history of saved runs"),
     "ci": Command("perf_tests.ci.command", "the steps of the GPU job: measure base against head, join shards"),
     "peers": Command("perf_tests.peers.command", "this model against the original, faster-whisper and openai-whisper"),

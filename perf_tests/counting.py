@@ -6,10 +6,10 @@ a CPU, and on a GPU of all. Parity is not checked: the ordinary tests do, and it
 
 from perf_tests.measure.memory import model_bytes
 from perf_tests.measure.time import Benchmark
+from perf_tests.runs.schema import TIMED_ONLY
 
 from .cases import Case
 from .procedure import COMPONENT_KEYS, Procedure, Workspace
-from .schema import TIMED_ONLY
 from .subject import Stage
 
 

@@ -20,6 +20,7 @@ from perf_tests.measure.profile import profile_round
 from perf_tests.measure.rounds import choose_rounds
 from perf_tests.measure.time import WALL_CLOCK, Benchmark, time_rounds
 from perf_tests.measure.yardstick import Yardstick, is_available, make_record
+from perf_tests.runs.schema import SCHEMA_VERSION
 
 from .audio import SYNTHETIC_VERSION, Speech
 from .cases import CHECKPOINTS, SETTINGS, WINDOW_SECONDS, Case, Cell
@@ -28,7 +29,6 @@ from .models import SEED, WEIGHTS_VERSION, ZEROS, Weights
 from .parity import Reference, check_parity, make_reference, read_outputs
 from .plan import Plan
 from .progress import Progress
-from .schema import SCHEMA_VERSION
 from .subject import FEATURES_VERSION, SHORT, Place, Stage, Subject, make_empty_features, make_features
 from .works import WORKS, chooses_plain_text, setting_of
 

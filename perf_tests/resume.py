@@ -15,11 +15,12 @@ from pytest_benchmark.utils import safe_dumps
 from perf_tests.common.errors import BadInputError
 from perf_tests.common.package_hash import hash_files
 from perf_tests.common.text import clean, count_of
-from perf_tests.regression.fingerprint import STEP, fingerprint_of
+from perf_tests.runs.fingerprint import STEP, fingerprint_of
+from perf_tests.runs.journal import Context, Journal
+from perf_tests.runs.journals import choose, read_journals
 
-from .journal import JOURNAL, PROBLEMS, Context, Journal, new_journal_path, storage_folder
+from .journal import JOURNAL, PROBLEMS, new_journal_path, storage_folder
 from .options import PLAN, is_perf_item
-from .past import choose, read_journals
 from .plan import Plan
 from .terminal import SPEECH
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from perf_tests.common.text import clean, count_of
 from perf_tests.common.units import format_bytes, format_flops, format_seconds
-from perf_tests.regression.records import WALL_CLOCK, timer_of
+from perf_tests.runs.device_state import HEADINGS, Cores, describe_state, is_calm, was_shared, was_throttled
+from perf_tests.runs.journal import Entry
+from perf_tests.runs.records import WALL_CLOCK, timer_of
 
 from .cases import SETTINGS
-from .device_state import HEADINGS, Cores, describe_state, is_calm, was_shared, was_throttled
-from .journal import Entry
 from .works import ACCURACY, WORKS, setting_of
 
 if TYPE_CHECKING:

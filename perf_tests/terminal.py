@@ -12,12 +12,13 @@ import pytest
 
 from perf_tests.common.errors import BadInputError
 from perf_tests.common.units import format_duration
+from perf_tests.runs.device_state import Cores
+from perf_tests.runs.journal import Entry, Journal
 
 from .audio import Speech
 from .cases import GENERATE
-from .device_state import Cores
 from .estimate import TYPICAL_CPU, Speed, forecast
-from .journal import JOURNAL, Entry, Journal
+from .journal import JOURNAL
 from .machine import find_xformers, version_of
 from .options import PLAN, is_perf_item, make_plan_of
 from .plan import SYNTHETIC, Plan

@@ -24,14 +24,14 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from perf_tests.ab.process import Job, measure
-from perf_tests.device_state import Cores
-from perf_tests.regression.calibration import Noise
-from perf_tests.regression.judging import judge_case
-from perf_tests.regression.pairs import Pair
-from perf_tests.regression.records import Meanwhile, Record
-from perf_tests.regression.statistics import Yardstick
-from perf_tests.regression.thresholds import DEFAULT_NOISE, TIME, Rules
-from perf_tests.regression.verdicts import Verdict
+from perf_tests.gate.calibration import Noise
+from perf_tests.gate.judging import judge_case
+from perf_tests.gate.pairs import Pair
+from perf_tests.gate.thresholds import DEFAULT_NOISE, TIME, Rules
+from perf_tests.gate.verdicts import Verdict
+from perf_tests.runs.device_state import Cores
+from perf_tests.runs.records import Meanwhile, Record
+from perf_tests.runs.statistics import Yardstick
 
 ROOT = Path(__file__).parents[1]
 CASE = "test_generate[tiny.en-2-single-flash]"

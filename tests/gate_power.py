@@ -31,11 +31,11 @@ from scipy.stats import binomtest
 from perf_tests.ab.command import CASE_BUDGET_SECONDS
 from perf_tests.ab.pooling import pool_runs
 from perf_tests.ab.process import Job, measure
-from perf_tests.regression.comparison import Comparison, compare_runs
-from perf_tests.regression.noise import LEAST_RUNS, measure_noise
-from perf_tests.regression.runs import Run, parse_run, read_run
-from perf_tests.regression.thresholds import KINDS, TIME, Rules
-from perf_tests.regression.verdicts import FAILING
+from perf_tests.gate.comparison import Comparison, compare_runs
+from perf_tests.gate.noise import LEAST_RUNS, measure_noise
+from perf_tests.gate.thresholds import KINDS, TIME, Rules
+from perf_tests.gate.verdicts import FAILING
+from perf_tests.runs.saved import Run, parse_run, read_run
 
 ROOT = Path(__file__).parents[1]
 CASE = "test_generate[tiny.en-4-single-flash]"

@@ -1,9 +1,9 @@
-"""Whether a saved run has all that `perf_tests/schema.py` declares, and nothing else."""
+"""Whether a saved run has all that `perf_tests/runs/schema.py` declares, and nothing else."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from perf_tests.schema import (
+from perf_tests.runs.schema import (
     COUNTED_CASE,
     EXTRA_INFO,
     MACHINE_INFO,
@@ -14,7 +14,7 @@ from perf_tests.schema import (
     SCHEMA_VERSION,
     TIMED_ONLY,
 )
-from perf_tests.validation import validate
+from perf_tests.runs.validation import validate
 
 
 def validate_run(run: Mapping[str, Any]) -> list[str]:

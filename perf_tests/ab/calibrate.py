@@ -12,12 +12,12 @@ from pathlib import Path
 from perf_tests.common.cli import at_least, make_parser, run_command, split_arguments, tell, with_default
 from perf_tests.common.errors import BadInputError
 from perf_tests.common.text import clean, count_of, percent
-from perf_tests.regression.calibration import write_calibration
-from perf_tests.regression.disturbance import calm_rounds
-from perf_tests.regression.fingerprint import describe_machine, differences
-from perf_tests.regression.noise import LEAST_RUNS, CaseNoise, measure_noise
-from perf_tests.regression.references import FORMS, add_storage, locate, storage_path
-from perf_tests.regression.runs import Run, read_run
+from perf_tests.gate.calibration import write_calibration
+from perf_tests.gate.disturbance import calm_rounds
+from perf_tests.gate.noise import LEAST_RUNS, CaseNoise, measure_noise
+from perf_tests.runs.fingerprint import describe_machine, differences
+from perf_tests.runs.references import FORMS, add_storage, locate, storage_path
+from perf_tests.runs.saved import Run, read_run
 
 from .arguments import SESSIONS, interrupts_end_in_order, session_name
 from .process import Job, measure

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from perf_tests.common.cli import at_least, has_option, make_parser, minutes, split_arguments, tell, with_default
 from perf_tests.common.text import count_of
-from perf_tests.regression.comparison import Comparison, compare_runs
-from perf_tests.regression.config import find_config, read_config
-from perf_tests.regression.gate import add_gate_options, make_rules, run_gate
-from perf_tests.regression.thresholds import Rules
+from perf_tests.gate.comparison import Comparison, compare_runs
+from perf_tests.gate.config import find_config, read_config
+from perf_tests.gate.options import add_gate_options, make_rules, run_gate
+from perf_tests.gate.thresholds import Rules
 
 from .arguments import SESSIONS, interrupts_end_in_order, session_name
 from .session import LEAST_BLOCKS, Limits, Pooled, Session, run_session

@@ -12,9 +12,9 @@ from statistics import median, median_low
 from typing import Any
 
 from perf_tests.common.intervals import estimate_pooled_speedup
-from perf_tests.regression.records import COUNTERS, MEMORY
-from perf_tests.regression.runs import Run
-from perf_tests.regression.statistics import Yardstick, are_alike
+from perf_tests.runs.records import COUNTERS, MEMORY
+from perf_tests.runs.saved import Run
+from perf_tests.runs.statistics import Yardstick, are_alike
 
 Bench = dict[str, Any]
 # What follows from each process's median round and, for a component, from the limits that it measured itself.

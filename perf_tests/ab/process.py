@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from perf_tests.common.errors import BadInputError
 from perf_tests.common.text import clean
-from perf_tests.regression.runs import Run, read_run
+from perf_tests.runs.saved import Run, read_run
 
 SUITE = "perf_tests"
 # pytest's exit codes with which a run is saved: all cases passed, or some did not.

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 from perf_tests.common.errors import BadInputError
 from perf_tests.common.files import write_file
 from perf_tests.common.text import clean
-from perf_tests.regression.comparison import Comparison
-from perf_tests.regression.runs import Run, parse_run, read_run
-from perf_tests.regression.thresholds import TIME
-from perf_tests.regression.verdicts import Finding, Verdict
+from perf_tests.gate.comparison import Comparison
+from perf_tests.gate.thresholds import TIME
+from perf_tests.gate.verdicts import Finding, Verdict
+from perf_tests.runs.saved import Run, parse_run, read_run
 
 from .pooling import pool_runs
 from .process import SUITE, Job, measure

@@ -5,7 +5,7 @@ its clocks drift apart, and flash uses the two, the interpreter and the caches i
 So does nothing but another Whisper of the same size that is as lean. This is one, with weights of its own: no code
 under test can change what it does. It does the operators of Whisper's encoder (Radford et al., 2022) and of greedy
 decoding that attends to the encoder's states, for one audio in float32, whatever the case's batch and dtype; its
-numbers mean nothing. ``regression/statistics.py`` has the formula.
+numbers mean nothing. ``runs/statistics.py`` has the formula.
 
 Measured on a shared 2-core AMD EPYC over 30 processes of unchanged code (tiny.en ``single``, 28 pairs each): the
 median logarithm of control over flash varied by 1.8 % from process to process, that with the yardstick by 0.7 %.

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from perf_tests.common.intervals import Estimate
 from perf_tests.common.units import format_seconds
-from perf_tests.device_state import FOREIGN_SHARE
+from perf_tests.runs.device_state import FOREIGN_SHARE
 
 if TYPE_CHECKING:
     from .contest import Entry

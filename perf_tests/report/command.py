@@ -13,7 +13,7 @@ from perf_tests.common.cli import make_parser, run_command
 from perf_tests.common.errors import BadInputError
 from perf_tests.common.files import write_file
 from perf_tests.common.text import clean, count_of
-from perf_tests.regression.references import FORMS, add_storage, storage_path
+from perf_tests.runs.references import FORMS, add_storage, storage_path
 
 from .commits import PLACEHOLDER, check_template, find_template
 from .gathering import Found, Gathered, find, gather
@@ -80,11 +80,11 @@ def _verdict(gathered: Gathered) -> "Section | None":
     """The gate's verdict, where there are two runs: BASE and HEAD."""
     if len(gathered.paths) != 2:
         return None
-    from perf_tests.regression.comparison import compare_runs
-    from perf_tests.regression.config import find_config, read_config
-    from perf_tests.regression.runs import read_run
-    from perf_tests.regression.thresholds import Rules
+    from perf_tests.gate.comparison import compare_runs
+    from perf_tests.gate.config import find_config, read_config
+    from perf_tests.gate.thresholds import Rules
     from perf_tests.report.sections import verdict
+    from perf_tests.runs.saved import read_run
 
     try:
         base, head = (read_run(one.path, one.name) for one in gathered.paths)

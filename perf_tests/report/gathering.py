@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from perf_tests.common.errors import BadInputError
 from perf_tests.common.text import clean, count_of
-from perf_tests.regression.fingerprint import digest, fingerprint_of
-from perf_tests.regression.references import locate, saved_runs
-from perf_tests.regression.store import baseline_names, baseline_path
+from perf_tests.runs.fingerprint import digest, fingerprint_of
+from perf_tests.runs.references import locate, saved_runs
+from perf_tests.runs.store import baseline_names, baseline_path
 
 from .history import HistoryRun, remember
 from .reading import RunView, view_run

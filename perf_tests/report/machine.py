@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from perf_tests.common.text import clean
-from perf_tests.regression.fingerprint import FINGERPRINT, fingerprint_of
+from perf_tests.runs.fingerprint import FINGERPRINT, fingerprint_of
 
 from .numbers import GIGABYTE
 from .reading import mapping, number

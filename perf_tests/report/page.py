@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from perf_tests.common.text import clean
-from perf_tests.regression.fingerprint import describe_machine
+from perf_tests.runs.fingerprint import describe_machine
 
 from .content import Chart, Section
 from .gathering import Gathered

@@ -1,6 +1,6 @@
 """A saved run as a report sees it: whatever is there is shown, and nothing has to be.
 
-The gate's reader (``perf_tests.regression.runs``) refuses what it cannot judge. A report also shows cases without
+The gate's reader (``perf_tests.runs.saved``) refuses what it cannot judge. A report also shows cases without
 rounds, without a control or of somebody else's benchmarks, so each value here is read on demand and is ``None`` where
 the JSON has none, or one that is no number.
 """
@@ -16,8 +16,8 @@ from perf_tests import cases
 from perf_tests.common.errors import BadInputError
 from perf_tests.common.intervals import Estimate
 from perf_tests.common.text import LONGEST, clean
-from perf_tests.regression.records import WALL_CLOCK, Unreadable, timer_of
-from perf_tests.regression.runs import check_format, check_version, parse_document, read_bytes
+from perf_tests.runs.records import WALL_CLOCK, Unreadable, timer_of
+from perf_tests.runs.saved import check_format, check_version, parse_document, read_bytes
 
 GENERATE = "test_generate"
 

@@ -9,10 +9,10 @@ import pytest
 
 from perf_tests.ab import calibrate
 from perf_tests.ab.process import Job
-from perf_tests.regression import command
-from perf_tests.regression.calibration import calibration_path
-from perf_tests.regression.noise import measure_noise
-from perf_tests.regression.runs import parse_run
+from perf_tests.gate import command
+from perf_tests.gate.calibration import calibration_path
+from perf_tests.gate.noise import measure_noise
+from perf_tests.runs.saved import parse_run
 from tests.regression.make_runs import (
     FLASH,
     MACHINE,
@@ -192,8 +192,8 @@ def test_the_smallest_visible_change_is_found_and_half_of_it_is_not(saved: list[
 
 
 def judge(base: Run, head: Run) -> str:
-    from perf_tests.regression.comparison import compare_runs
-    from perf_tests.regression.thresholds import Rules
+    from perf_tests.gate.comparison import compare_runs
+    from perf_tests.gate.thresholds import Rules
 
     comparison = compare_runs(parse_run(base, "base"), parse_run(head, "head"), Rules())
     return next(case.verdict for case in comparison.cases if case.id == FLASH)

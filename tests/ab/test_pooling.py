@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from perf_tests.ab.pooling import pool_benches
-from perf_tests.schema import EXTRA_INFO
-from perf_tests.validation import validate
+from perf_tests.runs.schema import EXTRA_INFO
+from perf_tests.runs.validation import validate
 from tests.regression.make_runs import FLASH, bench_of, make_gpu_samples, make_run
 
 (STATE,) = [field for field in EXTRA_INFO if field.name == "device_state"]

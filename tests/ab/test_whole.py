@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from perf_tests.ab.trees import Revision, fill
-from perf_tests.regression.runs import read_run
+from perf_tests.runs.saved import read_run
 from tests.suite.runs import ROOT, run
 
 from .conftest import commit, git

@@ -15,10 +15,10 @@ from perf_tests.ci.command import PAGE, REPORT, VERDICTS, count_shards
 from perf_tests.ci.revisions import NOTE, Base
 from perf_tests.common.errors import BadInputError
 from perf_tests.common.package_hash import PACKAGE
-from perf_tests.regression.comparison import compare_runs
-from perf_tests.regression.config import read_config
-from perf_tests.regression.runs import read_run
-from perf_tests.regression.thresholds import Rules
+from perf_tests.gate.comparison import compare_runs
+from perf_tests.gate.config import read_config
+from perf_tests.gate.thresholds import Rules
+from perf_tests.runs.saved import read_run
 from tests.ab.conftest import commit, git
 from tests.regression.make_runs import CELL, FLASH, info_of, make_run, save, slow_down
 from tests.suite.runs import ROOT, run

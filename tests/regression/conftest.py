@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from perf_tests.regression import command
+from perf_tests.gate import command
 
 from .make_runs import make_run, save
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from perf_tests import cases
 from perf_tests.cases import Case
-from perf_tests.journal import Session
-from perf_tests.regression.statistics import CONTROL_WEIGHT
-from perf_tests.schema import SCHEMA_VERSION, TIMED_ONLY
+from perf_tests.runs.journal import Session
+from perf_tests.runs.schema import SCHEMA_VERSION, TIMED_ONLY
+from perf_tests.runs.statistics import CONTROL_WEIGHT
 
 MACHINE = {
     "node": "here",

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from perf_tests.regression import command, merge, promote
+from perf_tests.gate import command
+from perf_tests.runs import merge, promote
 
 from .conftest import Outcome
 from .make_runs import (

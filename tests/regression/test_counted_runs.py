@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from perf_tests.regression import merge
+from perf_tests.runs import merge
 
 from .conftest import Outcome
 from .make_runs import FLASH, MACHINE, ORIGINAL, info_of, make_counted, make_run, remove, save, set_timer

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from perf_tests.device_state import Cores
-from perf_tests.regression.disturbance import DISTURBED_NOISE, calm_rounds
-from perf_tests.regression.records import Record
+from perf_tests.gate.disturbance import DISTURBED_NOISE, calm_rounds
+from perf_tests.runs.device_state import Cores
+from perf_tests.runs.records import Record
 from tests.disturbances import COLUMNS, DELAYS, MEASURED_ON, RUNS, changes_of_unchanged, make_record, rate, read_runs
 
 PATH = Path(__file__).with_name("disturbed_runs.json")

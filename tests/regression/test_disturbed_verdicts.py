@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from perf_tests.regression.disturbance import DISTURBED_NOISE
+from perf_tests.gate.disturbance import DISTURBED_NOISE
 
 from .conftest import Outcome
 from .make_runs import FLASH, bench_of, disturb, info_of, make_cuda, make_gpu_samples, slow_down

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from perf_tests.regression import plugin
+from perf_tests.gate import fail_on as plugin
 from tests.suite.runs import run
 
 from .make_runs import FLASH, MACHINE, ORIGINAL, info_of, make_run, save

@@ -9,12 +9,12 @@ import pytest
 
 from perf_tests.cases import Case
 from perf_tests.common.errors import BadInputError
-from perf_tests.journal import Context, Journal
-from perf_tests.regression import merge, promote
-from perf_tests.regression.references import locate, saved_runs
-from perf_tests.regression.runs import read_run
-from perf_tests.schema import PERF_CASES
-from perf_tests.validation import validate
+from perf_tests.runs import merge, promote
+from perf_tests.runs.journal import Context, Journal
+from perf_tests.runs.references import locate, saved_runs
+from perf_tests.runs.saved import read_run
+from perf_tests.runs.schema import PERF_CASES
+from perf_tests.runs.validation import validate
 
 from .conftest import Outcome
 from .make_runs import CELL, FLASH, ORIGINAL, add_yardstick, bench_of, info_of, make_plain, make_run, save, set_outcome
@@ -91,14 +91,14 @@ def test_a_number_of_two_machines_is_refused(storage: Path) -> None:
 
 def test_this_machines_folder_comes_first(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(make_run(seed=9), storage / "Other" / "0001_x.json")
-    monkeypatch.setattr("perf_tests.regression.references._machine_folder", lambda: "Other")
+    monkeypatch.setattr("perf_tests.runs.references._machine_folder", lambda: "Other")
     assert [run.path.name for run in saved_runs(storage)] == ["0001_x.json"]
 
 
 def test_the_machines_folder_is_pytest_benchmarks() -> None:
     from pytest_benchmark.utils import get_machine_id
 
-    from perf_tests.regression.references import _machine_folder
+    from perf_tests.runs.references import _machine_folder
 
     assert _machine_folder() == get_machine_id()
 

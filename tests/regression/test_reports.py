@@ -9,10 +9,10 @@ import pytest
 
 from perf_tests.cases import Case
 from perf_tests.common.text import clean, escape_markdown
-from perf_tests.regression.comparison import compare_runs
-from perf_tests.regression.runs import parse_run
-from perf_tests.regression.terminal import print_comparison
-from perf_tests.regression.thresholds import Rules
+from perf_tests.gate.comparison import compare_runs
+from perf_tests.gate.terminal import print_comparison
+from perf_tests.gate.thresholds import Rules
+from perf_tests.runs.saved import parse_run
 
 from .conftest import Outcome
 from .make_runs import CELL, FLASH, ORIGINAL, info_of, make_run, set_outcome, slow_down

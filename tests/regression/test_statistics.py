@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
-from perf_tests.regression.judging import time_verdict
-from perf_tests.regression.patterns import matches
-from perf_tests.regression.statistics import (
+from perf_tests.gate.judging import time_verdict
+from perf_tests.gate.patterns import matches
+from perf_tests.gate.verdicts import Verdict
+from perf_tests.runs.statistics import (
     CONTROL_WEIGHT,
     Change,
     Rounds,
@@ -18,7 +19,6 @@ from perf_tests.regression.statistics import (
     separable,
     uncorrected_change,
 )
-from perf_tests.regression.verdicts import Verdict
 
 
 def rounds(seed: int, *, flash: float = 0.2, count: int = 20, spread: float = 0.02, drift: float = 1.0) -> Rounds:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from perf_tests.regression.calibration import calibration_path
-from perf_tests.regression.fingerprint import fingerprint_of
+from perf_tests.gate.calibration import calibration_path
+from perf_tests.runs.fingerprint import fingerprint_of
 
 from .conftest import Outcome
 from .make_runs import FLASH, ORIGINAL, add_yardstick, bench_of, info_of, make_run, make_session, save, slow_down

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from perf_tests.cases import Case
-from perf_tests.regression import promote
 from perf_tests.report import command
-from perf_tests.schema import SCHEMA_VERSION
+from perf_tests.runs import promote
+from perf_tests.runs.schema import SCHEMA_VERSION
 from tests.regression.make_runs import (
     FLASH,
     ORIGINAL,

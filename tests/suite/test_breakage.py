@@ -12,9 +12,9 @@ import torch
 
 from perf_tests import locks, saving
 from perf_tests.common.errors import BadInputError
-from perf_tests.journal import Context, Journal
 from perf_tests.measure.out_of_memory import describe_out_of_memory
 from perf_tests.options import whole_number
+from perf_tests.runs.journal import Context, Journal
 from tests.whole_runs import validate_run
 
 from .runs import read_run, run_suite

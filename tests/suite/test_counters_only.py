@@ -19,7 +19,7 @@ from perf_tests.measure.hollow import EndedEarlyError, count_hollow_round, warm_
 from perf_tests.measure.layout import Layout
 from perf_tests.measure.memory import measure_memory, model_bytes
 from perf_tests.models import ZEROS, Weights
-from perf_tests.schema import COUNTED_INFO
+from perf_tests.runs.schema import COUNTED_INFO
 from perf_tests.subject import Place, Stage, Subject
 from tests.whole_runs import validate_run
 from whisper_flash_attention.decoder import Decoder

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from huggingface_hub import try_to_load_from_cache
 
-from perf_tests import schema
-from perf_tests.journal import NOT_RUN
 from perf_tests.measure.yardstick import VERSION
+from perf_tests.runs import schema
+from perf_tests.runs.journal import NOT_RUN
 from tests.whole_runs import validate_run
 
 from .runs import ROOT, read_run, run, run_suite

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from perf_tests import schema
-from perf_tests.schema import Field
-from perf_tests.validation import validate
+from perf_tests.runs import schema
+from perf_tests.runs.schema import Field
+from perf_tests.runs.validation import validate
 from tests.whole_runs import validate_run
 
 SAMPLES = {

@@ -5,12 +5,12 @@ from typing import Any
 
 import altair as alt
 
-from perf_tests.regression.records import COUNTERS
 from perf_tests.report import charts
 from perf_tests.report.content import Chart, Section, Table, columns_of, number_cell, text_cell
 from perf_tests.report.numbers import show_count, show_ratio
 from perf_tests.report.rows import Row
 from perf_tests.report.subject import Subject
+from perf_tests.runs.records import COUNTERS
 
 NAMES = dict(zip(COUNTERS, ("ATen ops", "FLOPs", "kernel launches", "host syncs"), strict=True))
 COLOURS = ("var(--flash)", "var(--original)", "var(--eager)", "var(--other)")

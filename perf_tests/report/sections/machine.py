@@ -1,10 +1,10 @@
 """The machine, its libraries, and the runs that were read."""
 
-from perf_tests.device_state import HEADINGS, describe_state
 from perf_tests.report.commits import commit_url
 from perf_tests.report.content import Cell, Section, Table, number_cell, text_cell
 from perf_tests.report.machine import machine_rows
 from perf_tests.report.subject import Subject
+from perf_tests.runs.device_state import HEADINGS, describe_state
 
 # Of more runs, the newest are listed.
 MOST_LISTED = 50

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from perf_tests.regression.records import COUNTERS
 from perf_tests.report.content import Cell, Section, Table, number_cell, text_cell
 from perf_tests.report.numbers import seldom_recorded, show_count, show_megabytes, show_seconds, show_speedup
 from perf_tests.report.reading import CaseView
 from perf_tests.report.rows import MEMORY
 from perf_tests.report.subject import Subject
+from perf_tests.runs.records import COUNTERS
 
 COLUMNS = ("case", "rounds", "median round", "speed-up [95 %]", "peak memory, MB", "ATen ops", "FLOPs")
 

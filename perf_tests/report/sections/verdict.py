@@ -6,10 +6,10 @@ from typing import Any
 import altair as alt
 
 from perf_tests.common.errors import COULD_NOT_JUDGE
-from perf_tests.regression.comparison import Comparison
-from perf_tests.regression.terminal import cells, shown_columns
-from perf_tests.regression.thresholds import TIME
-from perf_tests.regression.verdicts import FAILING, Verdict
+from perf_tests.gate.comparison import Comparison
+from perf_tests.gate.terminal import cells, shown_columns
+from perf_tests.gate.thresholds import TIME
+from perf_tests.gate.verdicts import FAILING, Verdict
 from perf_tests.report import charts
 from perf_tests.report.content import Cell, Chart, Section, Table, columns_of, text_cell
 

@@ -5,10 +5,9 @@ from typing import NamedTuple
 
 from perf_tests.common.errors import BadInputError
 from perf_tests.common.text import clean, count_of
-
-from .fingerprint import FINGERPRINT, STEP, Difference, differences, without
-from .records import DEFINITION, TIMER, Record
-from .runs import Run
+from perf_tests.runs.fingerprint import FINGERPRINT, STEP, Difference, differences, without
+from perf_tests.runs.records import DEFINITION, TIMER, Record
+from perf_tests.runs.saved import Run
 
 ALLOWABLE = (*FINGERPRINT, STEP, *DEFINITION, TIMER, "case_definition")
 

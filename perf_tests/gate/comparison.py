@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 from perf_tests.common.errors import COULD_NOT_JUDGE
 from perf_tests.common.package_hash import SamePackageError
 from perf_tests.common.text import clean, count_of, percent
+from perf_tests.runs.fingerprint import SPEED_ONLY, STEP, Difference
+from perf_tests.runs.saved import Run
 
 from .calibration import Calibration, Noise, read_calibration
 from .explain import Explanation, to_json
-from .fingerprint import SPEED_ONLY, STEP, Difference
 from .judging import UNCORRECTED, judge_case
 from .pairs import Pair, definition_differences, pair_runs
-from .runs import Run
 from .thresholds import DEFAULT_NOISE, TIME, Rules
 from .verdicts import CaseResult, Finding, Verdict, exit_code, worst_of
 

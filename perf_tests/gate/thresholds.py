@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from perf_tests.runs.records import COUNTERS, MEMORY
+
 from .patterns import matches
-from .records import COUNTERS, MEMORY
 
 TIME, PARITY = "time", "parity"
 KINDS = (TIME, "memory", "counters", PARITY)

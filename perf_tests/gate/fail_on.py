@@ -14,13 +14,13 @@ from pytest_benchmark.utils import get_tag, safe_dumps
 from perf_tests.common.errors import BadInputError
 from perf_tests.common.text import clean
 from perf_tests.options import PLAN, is_perf_item
+from perf_tests.runs.fingerprint import SPEED_ONLY, differences, without
+from perf_tests.runs.records import TIMER
+from perf_tests.runs.saved import Run, parse_run, read_run
+from perf_tests.runs.store import baseline_names, baseline_path
 
 from .comparison import Comparison, compare_runs
 from .config import find_config, read_config
-from .fingerprint import SPEED_ONLY, differences, without
-from .records import TIMER
-from .runs import Run, parse_run, read_run
-from .store import baseline_names, baseline_path
 from .thresholds import Rules
 from .verdicts import FAILING
 

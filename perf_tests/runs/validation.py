@@ -18,7 +18,7 @@ def validate(value: object, fields: tuple[Field, ...], where: str, *, only: bool
             yield from _validate_value(value[field.name], field, f"{where}.{field.name}")
     if only:
         for unknown in sorted(set(value) - {field.name for field in fields}):
-            yield f"{where}.{unknown}: not declared in perf_tests/schema.py"
+            yield f"{where}.{unknown}: not declared in perf_tests/runs/schema.py"
 
 
 def _validate_value(value: object, field: Field, where: str) -> Iterator[str]:

@@ -4,13 +4,13 @@ import math
 from collections.abc import Iterator
 
 from perf_tests.common.text import clean, percent
-from perf_tests.schema import COUNTED_INFO, EXTRA_INFO
+from perf_tests.runs.records import COUNTERS, FRACTION, MEMORY, Parity, Record
+from perf_tests.runs.schema import COUNTED_INFO, EXTRA_INFO
+from perf_tests.runs.statistics import Change, are_alike, corrected_change, uncorrected_change
 
 from .calibration import Noise
 from .disturbance import sift
 from .pairs import Pair
-from .records import COUNTERS, FRACTION, MEMORY, Parity, Record
-from .statistics import Change, are_alike, corrected_change, uncorrected_change
 from .thresholds import PARITY, RESERVED_SEGMENT_BYTES, TIME, Rules
 from .verdicts import CaseResult, Finding, Verdict, conclude
 

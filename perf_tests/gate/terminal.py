@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from perf_tests.common.errors import COULD_NOT_JUDGE
 from perf_tests.common.text import clean, percent
+from perf_tests.runs.records import FRACTION
+from perf_tests.runs.statistics import Change
 
 from .comparison import Comparison
 from .explain import Explanation
 from .judging import UNCORRECTED, show_change
-from .records import FRACTION
-from .statistics import Change
 from .thresholds import TIME
 from .verdicts import CaseResult, Verdict
 

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from perf_tests.common.errors import BadInputError
 from perf_tests.common.text import clean
+from perf_tests.runs.records import COUNTERS, MEMORY
 
-from .records import COUNTERS, MEMORY
 from .thresholds import TIME, Accepted, Threshold
 
 CHECKOUT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ from perf_tests.common.text import clean, count_of
 
 from .fingerprint import differences
 from .references import FORMS, Located, add_storage, locate, storage_path
-from .runs import Run, parse_run, read_bytes, read_run
+from .saved import Run, parse_run, read_bytes, read_run
 
 
 def main(arguments: list[str]) -> int:
@@ -89,7 +89,7 @@ def _merge(options: argparse.Namespace) -> int:
 def _read(shard: Located) -> Run:
     if shard.path.suffix != ".jsonl":
         return read_run(shard.path, shard.name, timed=False)
-    from perf_tests.past import read_journal
+    from .journals import read_journal
 
     read_bytes(shard.path)
     past = read_journal(shard.path)

@@ -8,7 +8,7 @@ from perf_tests.common.files import write_file
 from perf_tests.common.text import clean, count_of
 
 from .references import FORMS, add_storage, locate, storage_path
-from .runs import parse_document, parse_run, read_bytes
+from .saved import parse_document, parse_run, read_bytes
 from .store import baseline_path, keep_old
 
 

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 from perf_tests.common.errors import BadInputError
 from perf_tests.common.text import clean, count_of
-from perf_tests.schema import OUTCOMES, PERF_CASES, SCHEMA_VERSION
-from perf_tests.validation import validate
 
 from .records import Record, Unreadable, read_record
+from .schema import OUTCOMES, PERF_CASES, SCHEMA_VERSION
+from .validation import validate
 
 
 class Run(NamedTuple):

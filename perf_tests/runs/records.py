@@ -5,9 +5,8 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from perf_tests.device_state import FOREIGN_SHARE, Cores
-from perf_tests.schema import HARMFUL_THROTTLE_REASONS
-
+from .device_state import FOREIGN_SHARE, Cores
+from .schema import HARMFUL_THROTTLE_REASONS
 from .statistics import Rounds, Yardstick
 
 # Recorded keys that are compared as exact numbers, memory first. Units are in the names.

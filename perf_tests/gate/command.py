@@ -7,14 +7,14 @@ could not be judged.
 import argparse
 
 from perf_tests.common.cli import make_parser
+from perf_tests.runs.references import FORMS, add_storage, locate, storage_path
+from perf_tests.runs.saved import read_run
 
 from .comparison import Comparison, compare_runs
 from .config import find_config, read_config
 from .explain import explain_runs
-from .gate import add_gate_options, make_rules, run_gate
+from .options import add_gate_options, make_rules, run_gate
 from .pairs import ALLOWABLE, check_allowed
-from .references import FORMS, add_storage, locate, storage_path
-from .runs import read_run
 from .thresholds import TIME
 
 

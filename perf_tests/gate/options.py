@@ -10,10 +10,10 @@ from perf_tests.common.cli import percentage, run_command
 from perf_tests.common.errors import COULD_NOT_JUDGE, BadInputError
 from perf_tests.common.files import write_file
 from perf_tests.common.text import clean
+from perf_tests.runs.saved import parse_document, read_bytes
 
 from .comparison import Comparison
 from .config import Config
-from .runs import parse_document, read_bytes
 from .thresholds import DEFAULT_OF_PROCESSES, DEFAULTS, KINDS, TIME, Rules
 
 

@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from perf_tests.common.text import count_of, percent
-from perf_tests.device_state import FOREIGN_SHARE
-
-from .records import Record
-from .statistics import BOOTSTRAP_PAIRS, Rounds, uncorrected_change
+from perf_tests.runs.device_state import FOREIGN_SHARE
+from perf_tests.runs.records import Record
+from perf_tests.runs.statistics import BOOTSTRAP_PAIRS, Rounds, uncorrected_change
 
 # What unchanged code changes by, 98 times of 100, where a disturbance was in all of its pairs: 3.4 % beside one busy
 # core of two, 4.1 % beside a copy loop, 5.6 % beside two busy processes (docs/gate.md); other machines may need more.

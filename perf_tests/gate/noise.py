@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import NamedTuple
 
-from .statistics import Rounds, are_alike, corrected_change
+from perf_tests.runs.statistics import Rounds, are_alike, corrected_change
+
 from .thresholds import DEFAULTS, TIME
 
 NOISE_SHARE = 0.98

@@ -36,12 +36,12 @@ from typing import Any, NamedTuple
 from perf_tests.common.errors import BadInputError
 from perf_tests.common.files import write_file
 from perf_tests.common.text import clean, count_of
+from perf_tests.runs.fingerprint import describe_machine, digest, fingerprint_of
+from perf_tests.runs.records import TIMER, WALL_CLOCK
+from perf_tests.runs.saved import Run
+from perf_tests.runs.store import store_path
 
-from .fingerprint import describe_machine, digest, fingerprint_of
 from .noise import CaseNoise
-from .records import TIMER, WALL_CLOCK
-from .runs import Run
-from .store import store_path
 from .thresholds import DEFAULT_NOISE
 
 CALIBRATION_VERSION = 1

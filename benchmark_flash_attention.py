@@ -15,10 +15,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from perf_tests import cases
 from perf_tests.common.cli import Parser
 from perf_tests.common.errors import BadInputError
-from perf_tests.plan import nvidia_driver_present
+from perf_tests.matrix import cases
+from perf_tests.matrix.plan import nvidia_driver_present
 
 ROOT = Path(__file__).resolve().parent
 CANNOT = 2

@@ -8,14 +8,14 @@ that could return ``None``.
 # A plugin comes after those that it imports from (pytest rewrites the asserts of what is not imported yet), and pytest
 # asks the last one first: the lock is taken, then the disks are looked at, then the journal is opened.
 pytest_plugins = (
-    "perf_tests.options",
-    "perf_tests.machine",
-    "perf_tests.limits",
-    "perf_tests.journal",
-    "perf_tests.terminal",
-    "perf_tests.timeouts",
-    "perf_tests.resume",
-    "perf_tests.saving",
-    "perf_tests.locks",
+    "perf_tests.matrix.options",
+    "perf_tests.machine.describe",
+    "perf_tests.session.limits",
+    "perf_tests.session.outcomes",
+    "perf_tests.session.terminal",
+    "perf_tests.session.timeouts",
+    "perf_tests.session.resume",
+    "perf_tests.session.saving",
+    "perf_tests.session.locks",
     "perf_tests.gate.fail_on",
 )

@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from perf_tests.common.errors import BadInputError
-
-from .audio import go_offline_unless_reachable, load_speech
-from .cases import WINDOW_SECONDS, Case
-from .limits import LIMITS
-from .options import PLAN, is_perf_item
-from .plan import Plan
-from .terminal import PROGRESS, SPEECH
-from .works import COMPONENTS, WORKS, function_of, matrix_of, setting_of, why_unavailable
+from perf_tests.matrix.cases import WINDOW_SECONDS, Case
+from perf_tests.matrix.components import COMPONENTS, WORKS, function_of, matrix_of, setting_of, why_unavailable
+from perf_tests.matrix.options import PLAN, is_perf_item
+from perf_tests.matrix.plan import Plan
+from perf_tests.session.limits import LIMITS
+from perf_tests.session.terminal import PROGRESS, SPEECH
+from perf_tests.subjects.audio import go_offline_unless_reachable, load_speech
 
 if TYPE_CHECKING:
+    from perf_tests.machine.place import Place
+    from perf_tests.measure.procedure import Procedure
     from perf_tests.measure.time import Benchmark
-
-    from .procedure import Procedure, Workspace
-    from .subject import Place, Stage
+    from perf_tests.subjects.subject import Stage
+    from perf_tests.subjects.workspace import Workspace
 
 LONG_FORM_CLIPS = 32
 
@@ -73,7 +73,7 @@ def place(plan: Plan) -> "Iterator[Place]":
     import torch
     from transformers.utils import logging
 
-    from .subject import Place
+    from perf_tests.machine.place import Place
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -87,8 +87,8 @@ def place(plan: Plan) -> "Iterator[Place]":
 @pytest.fixture(scope="session")
 def procedure(plan: Plan, pytestconfig: pytest.Config) -> "Procedure":
     """The passes that every case goes through."""
-    from .counting import Counting
-    from .procedure import Procedure
+    from perf_tests.measure.counting import Counting
+    from perf_tests.measure.procedure import Procedure
 
     kind = Counting if plan.counters_only else Procedure
     return kind(plan, pytestconfig.stash[SPEECH], pytestconfig.stash[PROGRESS])
@@ -112,7 +112,7 @@ def workspaces() -> "dict[str, Workspace]":
 @pytest.fixture(scope="session")
 def limits(place: "Place", pytestconfig: pytest.Config) -> dict[str, Any]:
     """What this machine can do at most; measured where a component first asks, and saved with the run."""
-    from perf_tests.measure.limits import measure_limits
+    from perf_tests.machine.limits import measure_limits
 
     pytestconfig.stash[LIMITS] = measure_limits(place)
     return pytestconfig.stash[LIMITS]
@@ -128,18 +128,18 @@ def workspace(
     request: pytest.FixtureRequest,
 ) -> "Workspace":
     """What the cases of a cell share, and what of the last cell serves this one too: weights, features."""
-    from .procedure import Workspace
+    from perf_tests.subjects.workspace import make_workspace
 
     if case.cell.id not in workspaces:
         last = next(iter(workspaces.values()), None)
         workspaces.clear()
         if case.setting in WORKS:
-            from perf_tests.components.workspace import ComponentWorkspace
+            from perf_tests.subjects.components.workspace import ComponentWorkspace
 
             limits = request.getfixturevalue("limits") if case.setting in COMPONENTS.settings else None
             new: Workspace = ComponentWorkspace(case.cell, plan, procedure.speech, place, last, limits)
         else:
-            new = Workspace(case.cell, plan, procedure.speech, place, last)
+            new = make_workspace(case.cell, plan, procedure.speech, place, last)
         workspaces[case.cell.id] = new
     return workspaces[case.cell.id]
 
@@ -149,7 +149,7 @@ def stage(workspace: "Workspace") -> "Iterator[Stage]":
     """Where the case's models stand; all of their memory is free again when it ends."""
     import sys
 
-    from .subject import clear_frames
+    from perf_tests.subjects.subject import clear_frames
 
     stage = workspace.stage()
     yield stage

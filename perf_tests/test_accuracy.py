@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from .procedure import Procedure
+    from perf_tests.measure.procedure import Procedure
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -22,7 +22,7 @@ def words(procedure: "Procedure") -> None:
 
 def test_accuracy(words: None, measure: Callable[[], None]) -> None:
     """Parity, word error rate, memory, counters and time of transcribing the data set's clips."""
-    from .models import WeightsUnavailableError
+    from perf_tests.subjects.weights import WeightsUnavailableError
 
     try:
         measure()

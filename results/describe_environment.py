@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from perf_tests.machine import describe_machine
+from perf_tests.machine.describe import describe_machine
 from whisper_flash_attention import xformers_backend
 
 DTYPES = ("float16", "bfloat16", "float32")

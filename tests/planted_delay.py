@@ -17,7 +17,7 @@ _planted: list[float] = []
 @pytest.hookimpl(trylast=True)
 def pytest_configure() -> None:
     """Not on import: the suite says how OpenMP's threads wait before it imports torch."""
-    from perf_tests.subject import Subject
+    from perf_tests.subjects.subject import Subject
 
     Subject.run_round = with_delay(Subject.run_round)  # type: ignore[method-assign]
 

@@ -13,7 +13,7 @@ from pytest_benchmark.utils import get_tag, safe_dumps
 
 from perf_tests.common.errors import BadInputError
 from perf_tests.common.text import clean
-from perf_tests.options import PLAN, is_perf_item
+from perf_tests.matrix.options import PLAN, is_perf_item
 from perf_tests.runs.fingerprint import SPEED_ONLY, differences, without
 from perf_tests.runs.records import TIMER
 from perf_tests.runs.saved import Run, parse_run, read_run

@@ -9,7 +9,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from perf_tests.subject import Subject
+from perf_tests.subjects.subject import Subject
 
 from .flops import count_flops
 

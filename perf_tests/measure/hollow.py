@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
-from perf_tests.cases import SETTINGS, Case
-from perf_tests.subject import SHORT, Subject
+from perf_tests.matrix.cases import SETTINGS, Case
+from perf_tests.subjects.subject import SHORT, Subject
+from perf_tests.subjects.tensor_layout import Layout
 
 from .counters import TOKEN_CHOICE, Counters, RoundCounter
 from .flops import has_formula
-from .layout import Layout
 
 # Elements of all tensor arguments together from which an operator is hollow: below, computing is no slower.
 LARGE = 2**15

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from perf_tests.subject import Subject, collect_garbage
+from perf_tests.subjects.subject import Subject, collect_garbage
 
 ROUND = "perf_tests: measured round"
 

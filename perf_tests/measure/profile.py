@@ -4,9 +4,9 @@ from pathlib import Path
 
 from torch.profiler import ProfilerActivity, profile
 
-from perf_tests.cases import Case
-from perf_tests.subject import Subject
-from perf_tests.works import function_of
+from perf_tests.matrix.cases import Case
+from perf_tests.matrix.components import function_of
+from perf_tests.subjects.subject import Subject
 
 # Shares that are recorded; what is below them adds up to little.
 LARGEST = 20

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from perf_tests.common.intervals import CONFIDENCE, paired_ratios
-from perf_tests.plan import Aim
+from perf_tests.matrix.plan import Aim
 
 from .time import seconds_of
 from .yardstick import Measure

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+from perf_tests.machine.watch import Span
+
 from .yardstick import Clock, Measure, Reading
 
 # Seconds of wall time, and what pytest-benchmark times with unless another clock is asked for.
@@ -34,13 +36,6 @@ class Benchmark(Protocol):
         iterations: int = 1,
     ) -> None:
         """Time ``target`` for ``rounds`` rounds, each between ``setup`` and ``teardown``."""
-
-
-class Span(NamedTuple):
-    """When something began and ended, in seconds of ``time.perf_counter``."""
-
-    begin: float
-    end: float
 
 
 class Beside(NamedTuple):

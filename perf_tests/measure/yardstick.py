@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from perf_tests.cases import CHECKPOINTS, ENCODER_POSITIONS, MEL_FRAMES, Cell
-from perf_tests.works import setting_of
+from perf_tests.matrix.cases import CHECKPOINTS, ENCODER_POSITIONS, MEL_FRAMES, Cell
+from perf_tests.matrix.components import setting_of
 
 Clock = Callable[[], float]
 # Another one for any other work: readings compare with those of the same version alone.

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
 
-from perf_tests.audio import Speech, load_speech
-from perf_tests.cases import CHECKPOINTS, Cell
 from perf_tests.common.errors import BadInputError
-from perf_tests.plan import SYNTHETIC, WEIGHTS, check_dataset
+from perf_tests.matrix.cases import CHECKPOINTS, Cell
+from perf_tests.matrix.plan import SYNTHETIC, WEIGHTS, check_dataset
+from perf_tests.subjects.audio import Speech, load_speech
 
 if TYPE_CHECKING:
     from .contest import Entry
@@ -94,7 +94,7 @@ def run(options: argparse.Namespace, tell: Callable[[str], None]) -> int:
     """
     import torch
 
-    from perf_tests.machine import describe_machine
+    from perf_tests.machine.describe import describe_machine
 
     from .engines import quieten_transformers
 
@@ -152,7 +152,7 @@ def contend(
     import numpy as np
     import torch
 
-    from perf_tests.subject import make_features
+    from perf_tests.subjects.subject import make_features
 
     from .contest import hold_contest
     from .engines import Job, PeerError
@@ -177,7 +177,7 @@ def make_decoder(checkpoint: str) -> Callable[[list[int]], str]:
     import torch
     from transformers import WhisperTokenizer
 
-    from perf_tests.models import Weights
+    from perf_tests.subjects.weights import Weights
 
     dims = CHECKPOINTS[checkpoint]
     try:
@@ -203,7 +203,7 @@ def show(
     versions: str,
 ) -> None:
     """Print the tables."""
-    from perf_tests.terminal import describe_cpu
+    from perf_tests.machine.describe import describe_cpu
 
     from .tables import print_contest, print_rows, print_transcripts
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from perf_tests.cases import CHECKPOINTS, Cell
-from perf_tests.models import Weights
-from perf_tests.vocabulary import vocabulary_of
+from perf_tests.matrix.cases import CHECKPOINTS, Cell
+from perf_tests.matrix.vocabulary import vocabulary_of
+from perf_tests.subjects.weights import Weights
 
 # Pieces of a name in Transformers' state dict, and openai-whisper's for them.
 OPENAI_NAMES = (

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from perf_tests.cases import CHECKPOINTS, Cell
 from perf_tests.common.text import first_line
-from perf_tests.machine import version_of
-from perf_tests.vocabulary import Vocabulary, vocabulary_of
+from perf_tests.machine.describe import version_of
+from perf_tests.matrix.cases import CHECKPOINTS, Cell
+from perf_tests.matrix.vocabulary import Vocabulary, vocabulary_of
 
 LONGEST = 100
 EXTRA = "pip install 'whisper-flash-attention[peers]'"
@@ -100,8 +100,8 @@ class TransformersEngine:
         import numpy as np
         import torch
 
-        from perf_tests.models import Weights
-        from perf_tests.plan import cpu_computes
+        from perf_tests.matrix.plan import cpu_computes
+        from perf_tests.subjects.weights import Weights
 
         quieten_transformers()
         torch.set_num_threads(job.threads)
@@ -207,7 +207,7 @@ def build_openai_model(whisper: Any, cell: Cell, weights: str) -> Any:
     """openai-whisper's model, in evaluation mode, with the weights of ``cell``."""
     import torch
 
-    from perf_tests.models import Weights
+    from perf_tests.subjects.weights import Weights
 
     from .convert import openai_dimensions, openai_state_dict
 

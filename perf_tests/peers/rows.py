@@ -10,14 +10,15 @@ from typing import Any, NamedTuple
 import torch
 from transformers.modeling_outputs import BaseModelOutput
 
-from perf_tests.audio import Speech
-from perf_tests.cases import CHECKPOINTS, Cell
 from perf_tests.common.intervals import Estimate, estimate_speedup
-from perf_tests.measure.device import StateWatch
-from perf_tests.models import Weights
-from perf_tests.plan import cpu_computes
-from perf_tests.subject import Place, Subject, make_features
-from perf_tests.vocabulary import vocabulary_of
+from perf_tests.machine.place import Place
+from perf_tests.machine.watch import StateWatch
+from perf_tests.matrix.cases import CHECKPOINTS, Cell
+from perf_tests.matrix.plan import cpu_computes
+from perf_tests.matrix.vocabulary import vocabulary_of
+from perf_tests.subjects.audio import Speech
+from perf_tests.subjects.subject import Subject, make_features
+from perf_tests.subjects.weights import Weights
 
 from .tokens import find_first_difference
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import altair as alt
 
-from perf_tests.cases import IMPLEMENTATIONS
+from perf_tests.matrix.cases import IMPLEMENTATIONS
 
 ROWS = "rows"
 SHAPES = {"original": "circle", "eager": "square", "flash": "diamond"}

@@ -2,8 +2,8 @@
 
 from collections.abc import Collection, Sequence
 
-from perf_tests.cases import PAPER_ROWS, SETTINGS
 from perf_tests.common.text import escape_markdown
+from perf_tests.matrix.cases import PAPER_ROWS, SETTINGS
 from perf_tests.runs.fingerprint import describe_machine
 
 from .gathering import Machine

@@ -5,7 +5,7 @@ from typing import Any
 
 from perf_tests.common.intervals import Estimate
 from perf_tests.common.units import MEGABYTE, format_seconds
-from perf_tests.table import show_tokens
+from perf_tests.session.table import show_tokens
 
 from .reading import CaseView, number
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from perf_tests import cases
 from perf_tests.common.errors import BadInputError
 from perf_tests.common.intervals import Estimate
 from perf_tests.common.text import LONGEST, clean
+from perf_tests.matrix import cases
 from perf_tests.runs.records import WALL_CLOCK, Unreadable, timer_of
 from perf_tests.runs.saved import check_format, check_version, parse_document, read_bytes
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from perf_tests.cases import CHECKPOINTS, IMPLEMENTATIONS, PAPER_ROWS, SETTINGS
 from perf_tests.common.intervals import Estimate
+from perf_tests.matrix.cases import CHECKPOINTS, IMPLEMENTATIONS, PAPER_ROWS, SETTINGS
 
 from .reading import CaseView, RunView
 

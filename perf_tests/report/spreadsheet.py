@@ -8,9 +8,9 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from perf_tests.cases import CHECKPOINTS, IMPLEMENTATIONS, SETTINGS
 from perf_tests.common.files import write_file
 from perf_tests.common.text import clean
+from perf_tests.matrix.cases import CHECKPOINTS, IMPLEMENTATIONS, SETTINGS
 
 from .numbers import GIGABYTE
 from .rows import ATEN_OPS, FLOPS, MEMORY, Row

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import psutil  # type: ignore[import-untyped]
+from pytest_benchmark.utils import safe_dumps
 
 JOURNAL_VERSION = 3
 NOT_RUN = "not run: the session ended before it"

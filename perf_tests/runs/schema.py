@@ -262,6 +262,9 @@ EXTRA_INFO = (
     ),
 )
 
+# What components alone record.
+COMPONENT_KEYS = ("limit_bytes", "limit_flops", "floor_seconds", "fraction_of_limit", "word_error_rate")
+
 # What a case has that was counted without timing, and what it does not: these are null then.
 TIMED_ONLY = (
     "control",

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from perf_tests.cases import Case
 from perf_tests.ci import command
 from perf_tests.ci.command import PAGE, REPORT, VERDICTS, count_shards
 from perf_tests.ci.revisions import NOTE, Base
@@ -18,6 +17,7 @@ from perf_tests.common.package_hash import PACKAGE
 from perf_tests.gate.comparison import compare_runs
 from perf_tests.gate.config import read_config
 from perf_tests.gate.thresholds import Rules
+from perf_tests.matrix.cases import Case
 from perf_tests.runs.saved import read_run
 from tests.ab.conftest import commit, git
 from tests.regression.make_runs import CELL, FLASH, info_of, make_run, save, slow_down

@@ -28,8 +28,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from transformers import DynamicCache, EncoderDecoderCache, WhisperConfig, WhisperForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
-from perf_tests.cases import CHECKPOINTS, MEL_FRAMES, PRESETS, SETTINGS, Cell
-from perf_tests.vocabulary import vocabulary_of
+from perf_tests.matrix.cases import CHECKPOINTS, MEL_FRAMES, PRESETS, SETTINGS, Cell
+from perf_tests.matrix.vocabulary import vocabulary_of
 from whisper_flash_attention import WhisperFlashAttentionForConditionalGeneration
 from whisper_flash_attention.captured_decoding import SPAN_STEP, GreedySession
 from whisper_flash_attention.decoder import Decoder

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import GenerationConfig, WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
-from perf_tests.cases import CHECKPOINTS
-from perf_tests.vocabulary import vocabulary_of
+from perf_tests.matrix.cases import CHECKPOINTS
+from perf_tests.matrix.vocabulary import vocabulary_of
 from whisper_flash_attention import WhisperFlashAttentionForConditionalGeneration
 
 from .compare import assert_half_close, assert_same

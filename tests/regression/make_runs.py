@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from perf_tests import cases
-from perf_tests.cases import Case
+from perf_tests.matrix import cases
+from perf_tests.matrix.cases import Case
 from perf_tests.runs.journal import Session
 from perf_tests.runs.schema import SCHEMA_VERSION, TIMED_ONLY
 from perf_tests.runs.statistics import CONTROL_WEIGHT

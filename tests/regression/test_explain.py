@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from perf_tests.cases import Case
+from perf_tests.matrix.cases import Case
 
 from .conftest import Outcome
 from .make_runs import CELL, FLASH, ORIGINAL, info_of, make_counted, make_run

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from perf_tests.cases import Case
 from perf_tests.gate import command
+from perf_tests.matrix.cases import Case
 from perf_tests.runs import merge, promote
 
 from .make_runs import add_yardstick, disturb, make_counted, make_run, remove, set_outcome, slow_down

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from perf_tests.cases import Case
 from perf_tests.common.errors import BadInputError
+from perf_tests.matrix.cases import Case
 from perf_tests.runs import merge, promote
 from perf_tests.runs.journal import Context, Journal
 from perf_tests.runs.references import locate, saved_runs

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from perf_tests.cases import Case
 from perf_tests.common.text import clean, escape_markdown
 from perf_tests.gate.comparison import compare_runs
 from perf_tests.gate.terminal import print_comparison
 from perf_tests.gate.thresholds import Rules
+from perf_tests.matrix.cases import Case
 from perf_tests.runs.saved import parse_run
 
 from .conftest import Outcome

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from perf_tests.cases import Case
+from perf_tests.matrix.cases import Case
 
 from .conftest import Outcome
 from .make_runs import CELL, FLASH, ORIGINAL, bench_of, info_of, make_run, remove, set_outcome, slow_down

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from perf_tests.cases import Case
+from perf_tests.matrix.cases import Case
 from tests.regression.make_runs import CELL, make_run, slow_down
 
 PAIR = (Case(*CELL, "original"), Case(*CELL, "flash"))

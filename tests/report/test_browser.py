@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from perf_tests import cases
+from perf_tests.matrix import cases
 from perf_tests.report import command
 
 from .make_history import make_history

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from perf_tests.cases import Case
+from perf_tests.matrix.cases import Case
 from perf_tests.report import command
 from perf_tests.runs import promote
 from perf_tests.runs.schema import SCHEMA_VERSION

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import benchmark_flash_attention as front
-from perf_tests.cases import Case
+from perf_tests.matrix.cases import Case
 from perf_tests.report.gathering import Found, gather
 from perf_tests.report.rows import rows_of
 from perf_tests.report.spreadsheet import COLUMNS, write_spreadsheets

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from perf_tests.cases import Case
+from perf_tests.matrix.cases import Case
 from perf_tests.report import gathering
 from perf_tests.report.change_points import find_change_points
 from perf_tests.report.commits import commit_url, template_of

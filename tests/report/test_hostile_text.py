@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from perf_tests.cases import Case
+from perf_tests.matrix.cases import Case
 from perf_tests.report.gathering import Found, gather
 from perf_tests.report.page import embed
 from perf_tests.report.rows import rows_of

@@ -17,9 +17,10 @@ import weakref
 import pytest
 import torch
 
-from perf_tests import parity, procedure
 from perf_tests.common.errors import BadInputError
-from perf_tests.subject import Stage, Subject
+from perf_tests.measure import procedure
+from perf_tests.subjects import parity
+from perf_tests.subjects.subject import Stage, Subject
 
 BREAK = frozenset(os.environ.get("PERF_BREAK", "").split(","))
 
@@ -100,7 +101,9 @@ procedure.record_memory = record_or_break
 
 def pytest_configure() -> None:
     """Break the suite's own plugins, which must not be imported before pytest has had a look at them."""
-    from perf_tests import journal, machine, saving, terminal, timeouts
+    from perf_tests.machine import describe as machine
+    from perf_tests.session import outcomes as journal
+    from perf_tests.session import saving, terminal, timeouts
 
     timeouts.GRACE_SECONDS = 1.0
     if "disk_full" in BREAK:

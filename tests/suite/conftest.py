@@ -6,10 +6,11 @@ import pytest
 import torch
 import transformers
 
-from perf_tests import cases
-from perf_tests.cases import Cell
-from perf_tests.models import Weights
-from perf_tests.subject import Place, Stage
+from perf_tests.machine.place import Place
+from perf_tests.matrix import cases
+from perf_tests.matrix.cases import Cell
+from perf_tests.subjects.subject import Stage
+from perf_tests.subjects.weights import Weights
 
 CELL = Cell("mini.en", 2, "brief")
 

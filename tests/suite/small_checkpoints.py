@@ -5,7 +5,7 @@ A case of it takes no longer than the collections of garbage around it, so these
 
 import gc
 
-from perf_tests import cases
+from perf_tests.matrix import cases
 
 TINY = cases.CHECKPOINTS["tiny.en"]
 cases.CHECKPOINTS["tiny.en"] = TINY._replace(d_model=32, heads=2, ffn=64, encoder_layers=1)

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from perf_tests import audio
-from perf_tests.audio import SAMPLING_RATE, decode, load_speech, make_speech
 from perf_tests.common.errors import BadInputError
-from perf_tests.plan import DEFAULT_DATASET
+from perf_tests.matrix.plan import DEFAULT_DATASET
+from perf_tests.subjects import audio
+from perf_tests.subjects.audio import SAMPLING_RATE, decode, load_speech, make_speech
 
 
 def tone(seconds: float, rate: int, channels: int = 1) -> np.ndarray:

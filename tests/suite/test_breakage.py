@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from perf_tests import locks, saving
 from perf_tests.common.errors import BadInputError
-from perf_tests.measure.out_of_memory import describe_out_of_memory
-from perf_tests.options import whole_number
+from perf_tests.machine.out_of_memory import describe_out_of_memory
+from perf_tests.matrix.options import whole_number
 from perf_tests.runs.journal import Context, Journal
+from perf_tests.session import locks, saving
 from tests.whole_runs import validate_run
 
 from .runs import read_run, run_suite
@@ -119,7 +119,7 @@ def test_a_full_disk_leaves_no_half_a_line(tmp_path: Path, monkeypatch: pytest.M
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("perf_tests.journal.os.fsync", full)
+    monkeypatch.setattr("perf_tests.session.outcomes.os.fsync", full)
     journal.begin(ORIGINAL)
     journal.close(ORIGINAL, None)
     journal.file.close()

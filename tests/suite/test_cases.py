@@ -1,7 +1,7 @@
 import pytest
 
-from perf_tests import cases
-from perf_tests.cases import PRESETS, Case, Cell, Selection, SelectionError, select
+from perf_tests.matrix import cases
+from perf_tests.matrix.cases import PRESETS, Case, Cell, Selection, SelectionError, select
 
 
 @pytest.mark.parametrize(("preset", "count"), [("quick", 12), ("paper", 78), ("full", 96)])

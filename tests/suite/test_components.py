@@ -10,19 +10,21 @@ import pytest
 import torch
 import transformers
 
-from perf_tests import cases, works
-from perf_tests.audio import Speech, make_speech
-from perf_tests.cases import Case, Cell
-from perf_tests.components.component import Component
-from perf_tests.components.decoder import FlashStepper
-from perf_tests.components.workspace import ComponentWorkspace
-from perf_tests.measure import limits
+from perf_tests.machine import limits
+from perf_tests.machine.place import Place
+from perf_tests.matrix import cases
+from perf_tests.matrix import components as works
+from perf_tests.matrix.cases import Case, Cell
+from perf_tests.matrix.plan import Options, Probes, make_plan
 from perf_tests.measure.counters import count_round
 from perf_tests.measure.memory import measure_memory
 from perf_tests.measure.profile import profile_round
-from perf_tests.parity import ParityError
-from perf_tests.plan import Options, Probes, make_plan
-from perf_tests.subject import Place, Stage
+from perf_tests.subjects.audio import Speech, make_speech
+from perf_tests.subjects.components.component import Component
+from perf_tests.subjects.components.decoder import FlashStepper
+from perf_tests.subjects.components.workspace import ComponentWorkspace
+from perf_tests.subjects.parity import ParityError
+from perf_tests.subjects.subject import Stage
 
 CPU = Probes(lambda: False, lambda: 0, lambda dtype: True)
 PLAN = make_plan(Options(components=True), CPU)

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from perf_tests.cases import SETTINGS
+from perf_tests.matrix.cases import SETTINGS
 from perf_tests.measure.counters import OperatorCounter, count_cuda_calls, count_launches, count_round
 from perf_tests.measure.flops import convolution_flops
-from perf_tests.subject import Stage
+from perf_tests.subjects.subject import Stage
 
 
 def count(function, *args) -> tuple[int, int]:

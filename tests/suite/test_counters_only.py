@@ -11,16 +11,17 @@ import pytest
 import torch
 from transformers.models.whisper.modeling_whisper import WhisperDecoderLayer
 
-from perf_tests import cases
-from perf_tests.cases import IMPLEMENTATIONS, SETTINGS, Case
+from perf_tests.machine.place import Place
+from perf_tests.matrix import cases
+from perf_tests.matrix.cases import IMPLEMENTATIONS, SETTINGS, Case
 from perf_tests.measure import hollow
 from perf_tests.measure.counters import Counters, count_round
 from perf_tests.measure.hollow import EndedEarlyError, count_hollow_round, warm_up_without_products
-from perf_tests.measure.layout import Layout
 from perf_tests.measure.memory import measure_memory, model_bytes
-from perf_tests.models import ZEROS, Weights
 from perf_tests.runs.schema import COUNTED_INFO
-from perf_tests.subject import Place, Stage, Subject
+from perf_tests.subjects.subject import Stage, Subject
+from perf_tests.subjects.tensor_layout import Layout
+from perf_tests.subjects.weights import ZEROS, Weights
 from tests.whole_runs import validate_run
 from whisper_flash_attention.decoder import Decoder
 

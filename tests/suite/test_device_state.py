@@ -11,15 +11,16 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from perf_tests import table
-from perf_tests.measure import device, nvml
-from perf_tests.measure.device import StateWatch
-from perf_tests.measure.nvml import Nvml, query_nvml
+from perf_tests.machine import nvml
+from perf_tests.machine import watch as device
+from perf_tests.machine.nvml import Nvml, query_nvml
+from perf_tests.machine.watch import StateWatch
 from perf_tests.measure.time import time_rounds
 from perf_tests.runs.device_state import Cores
 from perf_tests.runs.journal import Entry
 from perf_tests.runs.schema import EXTRA_INFO
 from perf_tests.runs.validation import validate
+from perf_tests.session import table
 from tests.regression.make_runs import make_gpu_samples
 
 from .test_time import FakeBenchmark

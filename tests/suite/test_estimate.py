@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from perf_tests import terminal
-from perf_tests.estimate import Speed, forecast
-from perf_tests.plan import Options, Plan, Probes, make_plan
+from perf_tests.matrix.estimate import Speed, forecast
+from perf_tests.matrix.plan import Options, Plan, Probes, make_plan
 from perf_tests.runs.journal import Context, Entry, Journal, Session
+from perf_tests.session import terminal
 
 RESULTS = Path(__file__).parents[2] / "results"
 # What `look_at_speed` says of the machine of the committed run.

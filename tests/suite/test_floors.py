@@ -2,8 +2,8 @@
 
 import pytest
 
-from perf_tests.cases import CHECKPOINTS, Cell
-from perf_tests.floors import Phase, floor_of, phases_of, step_phase
+from perf_tests.matrix.cases import CHECKPOINTS, Cell
+from perf_tests.matrix.floors import Phase, floor_of, phases_of, step_phase
 
 TINY = CHECKPOINTS["tiny.en"]
 

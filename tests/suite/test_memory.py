@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import nn
 
+from perf_tests.machine.place import Place
 from perf_tests.measure.memory import ROUND, measure_memory, model_bytes, peak_beyond
-from perf_tests.subject import Place, Stage, Subject
+from perf_tests.subjects.subject import Stage, Subject
 
 KILOBYTE = 1024
 

@@ -5,12 +5,12 @@ import pytest
 import torch
 from transformers import WhisperForConditionalGeneration
 
-from perf_tests import models
-from perf_tests.cases import CHECKPOINTS, Cell
-from perf_tests.models import ZEROS, Weights, make_config, make_layouts, make_state_dict
-from perf_tests.procedure import rates
-from perf_tests.subject import Stage, clear_frames
-from perf_tests.vocabulary import vocabulary_of
+from perf_tests.matrix.cases import CHECKPOINTS, Cell
+from perf_tests.matrix.vocabulary import vocabulary_of
+from perf_tests.measure.procedure import rates
+from perf_tests.subjects import weights as models
+from perf_tests.subjects.subject import Stage, clear_frames
+from perf_tests.subjects.weights import ZEROS, Weights, make_config, make_layouts, make_state_dict
 
 # Distinct parameters of the published checkpoints.
 PUBLISHED_PARAMETERS = {
@@ -162,7 +162,7 @@ def test_frames_of_an_error_let_go() -> None:
 
 
 def test_rates(mini_cell: Cell) -> None:
-    from perf_tests.cases import Case
+    from perf_tests.matrix.cases import Case
 
     record = rates(Case(*mini_cell, "flash"), [0.5, 0.1, 9.0])
     assert record == {"tokens_per_second": 2 * 5 / 0.5, "real_time_factor": 0.5 / 60}

@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 import torch
 
-from perf_tests import models
 from perf_tests.measure.memory import measure_round
-from perf_tests.parity import ParityError, Reference, check_parity, make_reference, read_outputs
 from perf_tests.runs import schema
 from perf_tests.runs.validation import validate
-from perf_tests.subject import Stage, Subject
+from perf_tests.subjects import weights as models
+from perf_tests.subjects.parity import ParityError, Reference, check_parity, make_reference, read_outputs
+from perf_tests.subjects.subject import Stage, Subject
 
 MakeStage = Callable[[torch.dtype], Stage]
 PARITY = next(field for field in schema.EXTRA_INFO if field.name == "parity")

@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from perf_tests import cases
-from perf_tests.audio import Speech
-from perf_tests.cases import Case, Cell
+from perf_tests.machine.place import Place
+from perf_tests.matrix import cases
+from perf_tests.matrix.cases import Case, Cell
+from perf_tests.matrix.plan import Options, Probes, make_plan
 from perf_tests.measure.counters import count_launches
-from perf_tests.plan import Options, Probes, make_plan
-from perf_tests.procedure import Procedure, Workspace
-from perf_tests.progress import Progress
-from perf_tests.subject import Place, Subject
+from perf_tests.measure.procedure import Procedure
+from perf_tests.session.progress import Progress
+from perf_tests.subjects.audio import Speech
+from perf_tests.subjects.subject import Subject
+from perf_tests.subjects.workspace import make_workspace
 
 TOKENS, ROUNDS = 256, 2
 
@@ -42,7 +44,7 @@ class Pedantic:
 def tokens_of(mini_cell: Cell, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Measures an implementation's case; returns how many tokens each implementation was asked for, as rounds."""
     monkeypatch.setitem(cases.SETTINGS, mini_cell.setting, cases.Setting(2, TOKENS, 10))
-    monkeypatch.setattr("perf_tests.measure.nvml._load", lambda: None)
+    monkeypatch.setattr("perf_tests.machine.nvml._load", lambda: None)
     asked: Counter[str] = Counter()
 
     def generate(self: Subject, **other: Any) -> torch.Tensor:
@@ -54,7 +56,7 @@ def tokens_of(mini_cell: Cell, monkeypatch: pytest.MonkeyPatch) -> Any:
     probes = Probes(nvidia_driver=lambda: True, cuda_devices=lambda: 1, cpu_computes=lambda dtype: True)
     plan = make_plan(Options(device="cuda", dtype="float32"), probes)._replace(rounds={mini_cell.setting: ROUNDS})
     speech = Speech([np.zeros(16000, dtype=np.float32)] * 2, "synthetic")
-    workspace = Workspace(mini_cell, plan, speech, Place(torch.device("cpu"), torch.float32))
+    workspace = make_workspace(mini_cell, plan, speech, Place(torch.device("cpu"), torch.float32), None)
     progress = Progress(SimpleNamespace(pluginmanager=SimpleNamespace(get_plugin=lambda name: None)))
 
     def measure(implementation: str) -> dict[str, float]:

@@ -13,10 +13,8 @@ import pytest
 import torch
 
 from perf_tests import __main__ as dispatcher
-from perf_tests.audio import Speech, make_speech
-from perf_tests.cases import CHECKPOINTS, Cell
 from perf_tests.common.intervals import Estimate
-from perf_tests.models import Weights, make_config
+from perf_tests.matrix.cases import CHECKPOINTS, Cell
 from perf_tests.peers import command, contest, engines, rows
 from perf_tests.peers.contest import Entry, list_entries, run_rounds
 from perf_tests.peers.convert import ctranslate2_words, openai_dimensions, openai_name, openai_state_dict
@@ -24,6 +22,8 @@ from perf_tests.peers.engines import Engine, Job, PeerError, TransformersEngine,
 from perf_tests.peers.rows import ROWS, Result, Row, Workshop, measure_row
 from perf_tests.peers.tokens import find_difference, find_first_difference
 from perf_tests.peers.worker import Timed, Worker
+from perf_tests.subjects.audio import Speech, make_speech
+from perf_tests.subjects.weights import Weights, make_config
 
 from .fake_engine import FakeEngine
 from .runs import ROOT, run

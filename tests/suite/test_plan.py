@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from perf_tests import works
-from perf_tests.cases import PRESETS, SETTINGS
 from perf_tests.common.errors import BadInputError
-from perf_tests.plan import Aim, Options, Probes, cpu_computes, make_plan
+from perf_tests.matrix import components as works
+from perf_tests.matrix.cases import PRESETS, SETTINGS
+from perf_tests.matrix.plan import Aim, Options, Probes, cpu_computes, make_plan
 
 CPU = Probes(lambda: False, lambda: 0, lambda dtype: True)
 GPU = Probes(lambda: True, lambda: 2, lambda dtype: True)

@@ -8,9 +8,9 @@ import pytest
 
 import perf_tests
 from perf_tests.common.errors import BadInputError
-from perf_tests.resume import NOT_MEASURING, hash_measuring, identify_machine
 from perf_tests.runs.journal import Context, Entry, Journal
 from perf_tests.runs.journals import Past, choose, read_journal, read_journals
+from perf_tests.session.resume import NOT_MEASURING, hash_measuring, identify_machine
 from tests.whole_runs import validate_run
 
 from .runs import read_run, run

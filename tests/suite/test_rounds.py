@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from perf_tests.common.intervals import estimate_speedup
+from perf_tests.matrix.plan import Aim
 from perf_tests.measure import rounds
 from perf_tests.measure.rounds import Pilot, choose_rounds, rounds_for
 from perf_tests.measure.yardstick import Reading
-from perf_tests.plan import Aim
 
 
 def make_pilot(spread: float, pairs: int = 8, seconds: float = 0.1) -> Pilot:

@@ -332,7 +332,7 @@ def test_a_run_that_stops_early_says_what_was_not_run(tmp_path: Path) -> None:
 
 
 def test_a_case_names_itself_while_it_runs_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from perf_tests import progress
+    from perf_tests.session import progress
 
     written: list[str] = []
 

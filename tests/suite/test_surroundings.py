@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from perf_tests import machine
+from perf_tests.machine import describe as machine
 from tests.whole_runs import validate_run
 
 from .runs import ROOT, read_run, run

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from perf_tests.cases import Cell
+from perf_tests.matrix.cases import Cell
+from perf_tests.matrix.plan import Options, Probes, make_plan
 from perf_tests.measure.time import WALL_CLOCK
 from perf_tests.measure.yardstick import VERSION, Reading, Yardstick, is_available, make_record
-from perf_tests.plan import Options, Probes, make_plan
 
 from .ticking_clock import tick
 

@@ -11,7 +11,7 @@ from perf_tests.report.numbers import show_significant
 from perf_tests.report.reading import CaseView, number
 from perf_tests.report.rows import Row
 from perf_tests.report.subject import Subject
-from perf_tests.table import show_tokens
+from perf_tests.session.table import show_tokens
 
 COLUMNS = (
     "cell",

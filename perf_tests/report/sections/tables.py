@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from perf_tests.cases import SETTINGS
+from perf_tests.matrix.cases import SETTINGS
 from perf_tests.report.content import Cell, Section, Table, number_cell, text_cell
 from perf_tests.report.numbers import show_gigabytes, show_nominal, show_ratio, show_significant, show_speedup
 from perf_tests.report.rows import MEMORY, Row, settings_of, with_missing

@@ -1,0 +1,1 @@
+"""A session of pytest: its journal, locks, limits of time, saving, and what people see."""

@@ -2,19 +2,17 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from perf_tests.common.errors import BadInputError
-from perf_tests.matrix.cases import WINDOW_SECONDS, Case
-from perf_tests.matrix.components import COMPONENTS, WORKS, function_of, matrix_of, setting_of, why_unavailable
-from perf_tests.matrix.options import PLAN, is_perf_item
+from perf_tests.matrix.cases import Case
+from perf_tests.matrix.components import COMPONENTS, WORKS, why_unavailable
+from perf_tests.matrix.options import PLAN
 from perf_tests.matrix.plan import Plan
-from perf_tests.session.limits import LIMITS
-from perf_tests.session.terminal import PROGRESS, SPEECH
-from perf_tests.subjects.audio import go_offline_unless_reachable, load_speech
+from perf_tests.plugin import LIMITS
+from perf_tests.session.speech import SPEECH
+from perf_tests.session.terminal import PROGRESS
 
 if TYPE_CHECKING:
     from perf_tests.machine.place import Place
@@ -22,43 +20,6 @@ if TYPE_CHECKING:
     from perf_tests.measure.time import Benchmark
     from perf_tests.subjects.subject import Stage
     from perf_tests.subjects.workspace import Workspace
-
-LONG_FORM_CLIPS = 32
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One item per case of the plan that the function runs, its parameters the case's four fields."""
-    if {*Case._fields} <= {*metafunc.fixturenames}:
-        name = metafunc.function.__name__
-        chosen = [case for case in metafunc.config.stash[PLAN].cases if function_of(case) == name]
-        metafunc.parametrize(Case._fields, chosen, ids=[case.id for case in chosen])
-
-
-def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out the files of tests that the plan has no case for."""
-    name = collection_path.stem
-    is_idle = name.startswith("test_") and name not in {matrix_of(case).file for case in config.stash[PLAN].cases}
-    return True if is_idle else None
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Get the speech once, before the header that names it and before any case could fail for want of it."""
-    config = session.config
-    chosen = [item for item in session.items if is_perf_item(item)]
-    if not chosen or config.option.collectonly:
-        return
-    plan = config.stash[PLAN]
-    settings = {str(item.callspec.params["setting"]) for item in chosen if isinstance(item, pytest.Function)}
-    count = max(setting_of(setting).batch_size for setting in settings)
-    if any(setting in WORKS and WORKS[setting].seconds > WINDOW_SECONDS for setting in settings):
-        count = max(count, LONG_FORM_CLIPS)
-    if plan.weights == "pretrained":
-        go_offline_unless_reachable()  # before the Hub's client is imported, which reads the switch then
-    try:
-        config.stash[SPEECH] = load_speech(plan.dataset, count)
-    except BadInputError as error:
-        raise pytest.UsageError(str(error)) from None
 
 
 @pytest.fixture(scope="session")

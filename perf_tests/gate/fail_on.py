@@ -1,4 +1,4 @@
-"""pytest plugin: ``--perf-fail-on NAME`` compares the run with a promoted baseline once it is saved.
+"""``--perf-fail-on NAME`` compares the run with a promoted baseline once it is saved.
 
 A regression makes pytest exit with 1. What could not be judged makes it exit with 4, as early as that is known: an
 unusable baseline, another machine's or another clock's before anything is measured.
@@ -13,7 +13,6 @@ from pytest_benchmark.utils import get_tag, safe_dumps
 
 from perf_tests.common.errors import BadInputError
 from perf_tests.common.text import clean
-from perf_tests.matrix.options import PLAN, is_perf_item
 from perf_tests.runs.fingerprint import SPEED_ONLY, differences, without
 from perf_tests.runs.records import TIMER
 from perf_tests.runs.saved import Run, parse_run, read_run
@@ -39,7 +38,7 @@ SAVED = pytest.StashKey[Mapping[str, Any]]()
 RESULT = pytest.StashKey[Comparison | str]()
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
+def add_option(parser: pytest.Parser) -> None:
     """Add the option."""
     parser.getgroup("perf").addoption(
         OPTION,
@@ -48,7 +47,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_configure(config: pytest.Config) -> None:
+def find_baseline(config: pytest.Config) -> None:
     """Read the baseline now, and see to it that the run is saved: a verdict without its run is no evidence."""
     name = config.getoption("perf_fail_on")
     if name is None or config.option.collectonly:
@@ -79,17 +78,19 @@ def read_gate(name: str) -> Gate:
     return Gate(baseline, Rules(patterns=config.thresholds, accepted=config.accepted))
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Refuse another machine's or clock's baseline before an hour of measuring, and before there is a journal of it."""
-    config = session.config
+def check_baseline(config: pytest.Config, *, counted: bool) -> None:
+    """Refuse another machine's or clock's baseline before an hour of measuring, and before there is a journal of it.
+
+    Raises:
+        pytest.UsageError: it cannot be compared with what comes; ``counted`` says that nothing will be timed.
+    """
     name = config.getoption("perf_fail_on")
-    if GATE not in config.stash or not any(map(is_perf_item, session.items)):
+    if GATE not in config.stash:
         return
     benchmarks: Any = config._benchmarksession  # type: ignore[attr-defined]  # pytest-benchmark's, on purpose
     # As it will be saved: torch's version, say, is no plain text before.
     machine_info = json.loads(safe_dumps(benchmarks.get_machine_info()))  # type: ignore[no-untyped-call]
-    baseline, counted = config.stash[GATE].baseline, config.stash[PLAN].counters_only
+    baseline = config.stash[GATE].baseline
     if counted and not baseline.counted:
         raise pytest.UsageError(f"{OPTION} {name}: timed, and --perf-counters-only is not: promote a run of it")
     unlike = without(differences(baseline.machine_info, machine_info), SPEED_ONLY if counted else ())
@@ -104,15 +105,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         )
 
 
-@pytest.hookimpl(optionalhook=True, trylast=True)
-def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
-    """Keep what is saved, the other plugins' keys included."""
+def keep_saved(config: pytest.Config, output_json: dict[str, Any]) -> None:
+    """Keep what is saved."""
     if GATE in config.stash:
         config.stash[SAVED] = json.loads(safe_dumps(output_json))  # type: ignore[no-untyped-call]
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_sessionfinish(session: pytest.Session) -> None:
+def conclude_session(session: pytest.Session) -> None:
     """Compare; pytest-benchmark and the journal have saved the run by now."""
     config = session.config
     if GATE not in config.stash or session.exitstatus not in (
@@ -141,8 +140,7 @@ def judge_session(config: pytest.Config) -> Comparison | str:
         return str(error)
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def show_verdicts(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Show the verdicts, after the tables."""
     if RESULT not in config.stash:
         return

@@ -1,4 +1,4 @@
-"""pytest plugin: what the run's ``machine_info`` says about the GPU, the libraries and torch's switches.
+"""What the run's ``machine_info`` says about the GPU, the libraries and torch's switches.
 
 And how OpenMP's threads wait for each other, which has to be said before torch is imported.
 """
@@ -13,10 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pytest
-
 from perf_tests.common.package_hash import hash_package
-from perf_tests.matrix.options import PLAN
 
 # libgomp's variables for how long a thread spins before it sleeps. By default that is for milliseconds: a thread whose
 # core another process has taken is waited for by one that keeps the other core busy, and the original's round takes
@@ -27,8 +24,7 @@ WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 SPIN_COUNT = "1000"
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_configure() -> None:
+def let_threads_sleep() -> None:
     """Let OpenMP's threads sleep soon, unless whoever started this has said how they should wait."""
     if "torch" not in sys.modules and describe_waiting() is None:
         os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT
@@ -39,13 +35,8 @@ def describe_waiting() -> str | None:
     return next((f"{name}={os.environ[name]}" for name in WAITING if name in os.environ), None)
 
 
-def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    """Add the suite's keys (``schema.MACHINE_INFO``) to pytest-benchmark's."""
-    machine_info.update(describe_machine(config.stash[PLAN].device))
-
-
 def describe_machine(device: str) -> dict[str, Any]:
-    """Describe the machine as seen from ``device``. Imports torch."""
+    """Describe the machine as seen from ``device``: the suite's keys (``schema.MACHINE_INFO``). Imports torch."""
     import torch
 
     matmul = torch.backends.cuda.matmul

@@ -1,6 +1,6 @@
 """The least that a component has to do: bytes moved and floating-point operations, by formula. Imports no torch.
 
-With the machine's limits (``measure/limits.py``) they give the floor of a case: no program that does the work in
+With the machine's limits (``machine/limits.py``) they give the floor of a case: no program that does the work in
 this way can be faster. It is a roofline (Williams, Waterman and Patterson, "Roofline", 2009): a phase takes at
 least the longer of its bytes over the memory's bandwidth and its operations over the matrix throughput; phases that
 need each other's result follow each other, and their times add up.

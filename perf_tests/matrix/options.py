@@ -1,11 +1,8 @@
-"""pytest plugin: the suite's command-line options, and the plan made from them."""
+"""The suite's command-line options, and the plan made from them."""
 
 import sys
-import warnings
-from collections.abc import Generator
 
 import pytest
-from pytest_benchmark.logger import PytestBenchmarkWarning
 
 from perf_tests.common.errors import BadInputError
 
@@ -29,8 +26,8 @@ PLAN = pytest.StashKey[Plan]()
 TEST_FILES = "perf_tests"
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the ``--perf-`` options. Values are checked in ``pytest_configure``, to answer in one line."""
+def add_options(parser: pytest.Parser) -> None:
+    """Add the ``--perf-`` options. Values are checked when the plan is made, to answer in one line."""
     add = parser.getgroup("perf", "performance suite (perf_tests)").addoption
     add(
         "--perf-preset",
@@ -116,25 +113,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Make the plan, so that bad input ends the session before anything is collected."""
-    # pytest-benchmark keeps raw rounds in a saved run only when asked; the gate needs them.
-    config.option.benchmark_save_data = True
-    # It warns of cases that failed before they were timed and of runs without any; the journal has them.
-    config.addinivalue_line("filterwarnings", "ignore::pytest_benchmark.logger.PytestBenchmarkWarning")
-    try:
-        config.stash[PLAN] = make_plan(read_options(config), _probes(config))
-        _check_named_files(config)
-    except BadInputError as error:
-        raise pytest.UsageError(str(error)) from None
+def plan_session(config: pytest.Config) -> None:
+    """Make the plan.
 
-
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_sessionfinish() -> Generator[None, None, None]:
-    """Around pytest-benchmark's own: its warning that it saves nothing must not become the session's error."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PytestBenchmarkWarning)
-        yield
+    Raises:
+        BadInputError: an option is wrong, or a file was named that has no case.
+    """
+    config.stash[PLAN] = make_plan(read_options(config), _probes(config))
+    _check_named_files(config)
 
 
 def read_options(config: pytest.Config) -> Options:

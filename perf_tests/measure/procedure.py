@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from functools import partial
 from statistics import median
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -17,7 +17,6 @@ from perf_tests.matrix.cases import CHECKPOINTS, SETTINGS, WINDOW_SECONDS, Case,
 from perf_tests.matrix.components import WORKS, chooses_plain_text, setting_of
 from perf_tests.matrix.plan import Plan
 from perf_tests.runs.schema import SCHEMA_VERSION
-from perf_tests.session.progress import Progress
 from perf_tests.subjects.audio import SYNTHETIC_VERSION, Speech
 from perf_tests.subjects.subject import FEATURES_VERSION, SHORT, Stage, Subject
 from perf_tests.subjects.weights import SEED, WEIGHTS_VERSION
@@ -30,6 +29,20 @@ from .profile import profile_round
 from .rounds import choose_rounds
 from .time import WALL_CLOCK, Benchmark, time_rounds
 from .yardstick import Yardstick, is_available, make_record
+
+
+class Progress(Protocol):
+    """Is told what a case is doing, between passes and between rounds."""
+
+    def phase(self, name: str, rounds: int = 0) -> None:
+        """A pass begins; with a number of rounds to come, if it has rounds."""
+
+    def rounds_done(self, done: int) -> None:
+        """So many rounds of the pass are done."""
+
+    def pass_seconds(self) -> dict[str, float]:
+        """What each pass of the case has taken so far, in seconds, by name."""
+        ...
 
 
 class Procedure:

@@ -16,7 +16,7 @@ import pytest
 from perf_tests.common.errors import BadInputError
 from perf_tests.common.files import write_file
 from perf_tests.common.text import clean
-from perf_tests.matrix.options import PLAN, is_perf_item, whole_number
+from perf_tests.matrix.options import PLAN, whole_number
 
 if TYPE_CHECKING:
     import filelock
@@ -26,7 +26,7 @@ FOLDER = "PERF_LOCKS"
 POLL_SECONDS = 0.5
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
+def add_option(parser: pytest.Parser) -> None:
     """Add the option."""
     parser.getgroup("perf").addoption(
         OPTION,
@@ -35,25 +35,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_finish(session: pytest.Session) -> None:
+def read_option(config: pytest.Config) -> int:
+    """How many minutes to wait; 0 where nothing was typed.
+
+    Raises:
+        BadInputError: what was typed is no number of minutes.
+    """
+    typed = config.getoption("perf_wait")
+    return 0 if typed is None else whole_number(typed, OPTION, "minutes")
+
+
+def lock_machine(config: pytest.Config) -> None:
     """Take the lock before anything is measured; it is free again when the process ends, however it does.
 
     Raises:
         pytest.UsageError: another run has it, and still had it when the wait was over.
     """
-    config = session.config
-    if config.option.collectonly or not any(map(is_perf_item, session.items)):
-        return
     plan = config.stash[PLAN]
     if plan.counters_only and not plan.on_cuda:  # what is only counted disturbs nobody, and nobody disturbs it
         return
-    typed = config.getoption("perf_wait")
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     try:
-        minutes = 0 if typed is None else whole_number(typed, OPTION, "minutes")
         name = lock_name(plan.device)
-        lock = take(name, 60.0 * minutes, reporter.write_line if reporter else print)
+        lock = take(name, 60.0 * read_option(config), reporter.write_line if reporter else print)
     except BadInputError as error:
         raise pytest.UsageError(str(error)) from None
     config.add_cleanup(lock.release)

@@ -1,4 +1,4 @@
-"""pytest plugin: each selected case's outcome, on disk as it ends, and in the JSON as ``perf_cases``.
+"""Each selected case's outcome, on disk as it ends, and in the JSON as ``perf_cases``.
 
 pytest-benchmark leaves out a case that failed, and saves nothing at all when all of them did. Here a case
 that was selected is always accounted for, and nothing of one that failed passes for a measurement. A run that was
@@ -11,7 +11,8 @@ benchmark without rounds, and a made-up round would be a lie. Its own commands t
 import json
 import os
 import time
-from collections.abc import Generator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import pytest
 from perf_tests.common.text import first_line
 from perf_tests.machine.out_of_memory import describe_out_of_memory
 from perf_tests.machine.watch import lost_device
-from perf_tests.matrix.options import PLAN, is_perf_item
+from perf_tests.matrix.options import PLAN
 from perf_tests.runs.journal import Journal, complete_run, dumps
 
 JOURNAL = pytest.StashKey[Journal]()
@@ -43,33 +44,25 @@ def new_journal_path(folder: Path) -> Path:
     return folder / f"journal_{stamp}_{os.getpid()}.jsonl"
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Note each phase's outcome and what was counted; take a failed case's rounds away from pytest-benchmark."""
-    report = yield
-    if is_perf_item(item) and JOURNAL in item.config.stash:
-        item.config.stash[JOURNAL].note(item.name, report.outcome, _reason(report, call))
-        benchmark = (getattr(item, "funcargs", None) or {}).get("benchmark")
-        if report.failed and benchmark is not None:
-            benchmark.has_error = True  # not saved
-            if benchmark.stats is not None:
-                benchmark.stats.stats.data.clear()  # not shown
-        elif report.when == "call" and report.passed and item.config.stash[PLAN].counters_only:
-            item.stash[COUNTED] = {name: getattr(benchmark, name) for name in ("group", "params", "extra_info")}
-    return report
+def note_phase(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
+    """Note a phase's outcome and what was counted; take a failed case's rounds away from pytest-benchmark."""
+    item.config.stash[JOURNAL].note(item.name, report.outcome, _reason(report, call))
+    benchmark = (getattr(item, "funcargs", None) or {}).get("benchmark")
+    if report.failed and benchmark is not None:
+        benchmark.has_error = True  # not saved
+        if benchmark.stats is not None:
+            benchmark.stats.stats.data.clear()  # not shown
+    elif report.when == "call" and report.passed and item.config.stash[PLAN].counters_only:
+        item.stash[COUNTED] = {name: getattr(benchmark, name) for name in ("group", "params", "extra_info")}
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+@contextmanager
+def recorded(item: pytest.Item) -> Iterator[None]:
     """Write that the case begins, and its entry when all of its phases are over."""
-    if not is_perf_item(item) or JOURNAL not in item.config.stash:
-        return (yield)
     journal = item.config.stash[JOURNAL]
     journal.begin(item.name)
     try:
-        handled = yield
+        yield
     except BaseException:
         journal.leave(item.name)
         raise
@@ -78,15 +71,12 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         item.session.shouldstop = journal.problem  # what comes now could be lost
     elif entry.outcome == "failed" and (lost := lost_device(item.config.stash[PLAN].device)):
         item.session.shouldstop = f"the GPU takes no more work of this process: {lost}"  # the next one could go on
-    return handled
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
+def complete(config: pytest.Config, output_json: dict[str, Any]) -> None:
     """Add ``perf_cases`` and the cases of earlier sessions to the run's JSON."""
-    if JOURNAL in config.stash:
-        journal = config.stash[JOURNAL]
-        complete_run(output_json, journal.selected, journal.entries, journal.sessions)
+    journal = config.stash[JOURNAL]
+    complete_run(output_json, journal.selected, journal.entries, journal.sessions)
 
 
 def _measurement(item: pytest.Item) -> dict[str, Any] | None:

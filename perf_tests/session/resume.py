@@ -1,11 +1,11 @@
-"""pytest plugin: opens the session's journal, or with ``--perf-resume`` goes on with one that a dead run left.
+"""Opens the session's journal, or with ``--perf-resume`` goes on with one that a dead run left.
 
 A run is resumed only by what would go on measuring the same: the same package and measuring code, whatever the commit,
 the same options and cases, and a machine like it. On a GPU that may be another one of the same model and software.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +15,24 @@ from pytest_benchmark.utils import safe_dumps
 from perf_tests.common.errors import BadInputError
 from perf_tests.common.package_hash import hash_files
 from perf_tests.common.text import clean, count_of
-from perf_tests.matrix.options import PLAN, is_perf_item
+from perf_tests.matrix.options import PLAN
 from perf_tests.matrix.plan import Plan
 from perf_tests.runs.fingerprint import STEP, fingerprint_of
 from perf_tests.runs.journal import Context, Journal
 from perf_tests.runs.journals import choose, read_journals
 
 from .outcomes import JOURNAL, PROBLEMS, new_journal_path, storage_folder
-from .terminal import SPEECH
+from .speech import SPEECH
 
 OPTION = "--perf-resume"
 # Of perf_tests, what no figure of a case depends on: it shows, keeps or judges what was measured. All else is hashed,
-# so that a module which is new is asked for until somebody says that it need not be.
-NOT_MEASURING = frozenset(
-    {
-        *("ab", "ci", "peers", "regression", "report"),
-        *("__main__", "estimate", "journal", "locks", "past", "resume", "saving", "table", "terminal", "timeouts"),
-        "validation",
-    }
-)
+# so that what is new is asked for until somebody says that it need not be.
+NOT_MEASURING = frozenset({"ab", "ci", "gate", "peers", "report", "session", "__main__"})
 # Of the fingerprint, what a GPU's host may have of its own.
 HOST = ("cpu.brand_raw", "thread_count", "system")
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
+def add_option(parser: pytest.Parser) -> None:
     """Add the option."""
     parser.getgroup("perf").addoption(
         OPTION,
@@ -47,17 +41,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Open the journal when the cases to come are known; leave out those that are done.
+def open_journal(session: pytest.Session, cases: Sequence[pytest.Item]) -> None:
+    """Open the journal of the ``cases`` to come; leave out those that are done.
 
     Raises:
         pytest.UsageError: there is no run to resume, or it is another one.
     """
     config = session.config
-    names = [item.name for item in session.items if is_perf_item(item)]
-    if not names or config.option.collectonly:
-        return
+    names = [item.name for item in cases]
     folder = storage_folder(config)
     context = read_context(config)
     identity = identify(config, context)
@@ -73,24 +64,22 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     except BadInputError as error:
         raise pytest.UsageError(f"{OPTION}: {clean(error, 2000)}") from None
     config.stash[JOURNAL] = Journal(past.path, names, identity, context, past.entries, past.sessions)
-    done = [item for item in session.items if is_perf_item(item) and item.name in past.entries]
+    done = [item for item in cases if item.name in past.entries]
     session.items[:] = [item for item in session.items if item not in done]
     config.hook.pytest_deselected(items=done)
 
 
-def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
+def describe_resumed(config: pytest.Config) -> list[str]:
     """Say what is not measured again."""
-    journal = config.stash.get(JOURNAL, None)
-    if journal is None or not journal.earlier:
+    journal = config.stash[JOURNAL]
+    if not journal.earlier:
         return []
     return [f"perf: resumed: {len(journal.entries)} of {count_of(len(journal.selected), 'case')} from {journal.path}"]
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
+def end_journal(session: pytest.Session) -> None:
     """After pytest-benchmark has saved: the journal goes when the run is whole and saved, else it stays."""
     config = session.config
-    if JOURNAL not in config.stash:
-        return
     journal, problems = config.stash[JOURNAL], config.stash[PROBLEMS]
     if journal.earlier and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
         failed = any(entry.outcome == "failed" for entry in journal.entries.values())
@@ -103,11 +92,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         journal.path.unlink(missing_ok=True)
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def tell_what_is_kept(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Say what could not be written, and where what was measured is."""
-    if JOURNAL not in config.stash:
-        return
     journal = config.stash[JOURNAL]
     for problem in filter(None, [journal.problem, *config.stash[PROBLEMS]]):
         terminalreporter.write_line(f"perf: {problem}", red=True)
@@ -136,7 +122,7 @@ def identify(config: pytest.Config, context: Context) -> dict[str, object]:
     speech = config.stash.get(SPEECH, None)
     return {
         "package": context.machine_info.get("package_hash"),
-        "measuring": hash_measuring(Path(__file__).parent),
+        "measuring": hash_measuring(Path(__file__).parents[1]),
         "audio": speech.name if speech else None,
         "timer": config.getoption("benchmark_timer"),
         **{key: value for key, value in plan._asdict().items() if key not in ("cases", "preset_reason", "dataset")},

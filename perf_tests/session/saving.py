@@ -1,4 +1,4 @@
-"""pytest plugin: runs are saved whole or not at all, and what would keep one from being saved is said before it starts.
+"""Runs are saved whole or not at all, and what would keep one from being saved is said before it starts.
 
 pytest-benchmark opens a run's file and then writes it. Here the file appears when it is whole; where it cannot be
 written, the journal stays, so that nothing measured is lost.
@@ -6,18 +6,19 @@ written, the journal stays, so that nothing measured is lost.
 
 import os
 import shutil
-from collections.abc import Generator
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pytest_benchmark.logger import PytestBenchmarkWarning
 from pytest_benchmark.storage.file import FileStorage
 from pytest_benchmark.utils import safe_dumps
 
 from perf_tests.common.errors import BadInputError
 from perf_tests.common.files import write_file
 from perf_tests.common.text import clean
-from perf_tests.matrix.options import PLAN, is_perf_item
+from perf_tests.matrix.options import PLAN
 
 from .outcomes import JOURNAL, PROBLEMS, storage_folder
 
@@ -42,8 +43,8 @@ class WholeFileStorage(FileStorage):
             self.logger.info(f"Saved benchmark data in: {path}")
 
 
-def pytest_sessionstart(session: pytest.Session) -> None:
-    """Give pytest-benchmark the other way of writing."""
+def save_whole(session: pytest.Session) -> None:
+    """Give pytest-benchmark the other way of writing, and have it write what it would not."""
     benchmarks: Any = session.config._benchmarksession  # type: ignore[attr-defined]  # pytest-benchmark's, on purpose
     problems = session.config.stash[PROBLEMS] = []
     if type(benchmarks.storage) is FileStorage:
@@ -56,20 +57,24 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         if _write(benchmarks.json, output_json, problems):
             benchmarks.logger.info(f"Wrote benchmark data in: {benchmarks.json}")
 
-    benchmarks.save_json = save_json
+    finish = benchmarks.finish
+
+    def finish_whole() -> None:
+        prepare_saving(session)
+        with warnings.catch_warnings():
+            # Its warning that it saves nothing must not become the session's error.
+            warnings.simplefilter("ignore", PytestBenchmarkWarning)
+            finish()
+
+    benchmarks.save_json, benchmarks.finish = save_json, finish_whole
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Refuse before the first case what could not be saved after the last.
+def check_folders(config: pytest.Config, count: int) -> None:
+    """Refuse before the first of ``count`` cases what could not be saved after the last.
 
     Raises:
         pytest.UsageError: a folder cannot be written to, or has too little space left.
     """
-    config = session.config
-    count = sum(map(is_perf_item, session.items))
-    if not count or config.option.collectonly:
-        return
     benchmarks: Any = config._benchmarksession  # type: ignore[attr-defined]
     profile = config.stash[PLAN].profile
     if profile is not None:
@@ -103,15 +108,13 @@ def check_folder(folder: Path, option: str, count: int) -> None:
         )
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]:
+def prepare_saving(session: pytest.Session) -> None:
     """Before pytest-benchmark saves: nothing of an interrupted run, and a run without measurements too."""
     benchmarks: Any = session.config._benchmarksession  # type: ignore[attr-defined]
     if session.exitstatus == pytest.ExitCode.INTERRUPTED:
         benchmarks.save = benchmarks.autosave = benchmarks.json = None
     elif JOURNAL in session.config.stash and not benchmarks.benchmarks and not benchmarks.disabled:
         save_without_measurements(session.config, benchmarks)
-    yield
 
 
 def save_without_measurements(config: pytest.Config, benchmarks: Any) -> None:

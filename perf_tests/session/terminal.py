@@ -1,9 +1,10 @@
-"""pytest plugin: what people see: a header, a line per case as it ends, a table with memory beside time."""
+"""What people see: a header, a line per case as it ends, a table with memory beside time."""
 
 import os
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from perf_tests.machine.describe import describe_cpu, find_xformers, version_of
 from perf_tests.matrix.cases import GENERATE
 from perf_tests.matrix.components import ACCURACY, COMPONENTS, function_of
 from perf_tests.matrix.estimate import TYPICAL_CPU, Speed, forecast
-from perf_tests.matrix.options import PLAN, is_perf_item, make_plan_of
+from perf_tests.matrix.options import PLAN, make_plan_of
 from perf_tests.matrix.plan import SYNTHETIC, Plan
 from perf_tests.runs.device_state import Cores
 from perf_tests.runs.journal import Entry, Journal
@@ -22,29 +23,27 @@ from perf_tests.subjects.audio import Speech
 
 from .outcomes import JOURNAL
 from .progress import Progress
+from .speech import SPEECH
 from .table import describe_result, render_counted_table, render_table
 
 PROGRESS = pytest.StashKey[Progress]()
-SPEECH = pytest.StashKey[Speech]()
 START = pytest.StashKey[float]()
 # What each case is expected to take, by its item's name.
 FORECAST = pytest.StashKey[dict[str, float]]()
-COLLECTED_ONLY = pytest.StashKey[bool]()
 
 
-def pytest_report_collectionfinish(config: pytest.Config, items: Sequence[pytest.Item]) -> list[str]:
-    """The header: where and with what the cases run, how many they are and about how long they take."""
-    count = sum(map(is_perf_item, items))
-    if not count or config.option.collectonly:
-        config.stash[COLLECTED_ONLY] = bool(count)
-        return []
+def begin_report(config: pytest.Config, cases: Sequence[pytest.Item], *, alone: bool) -> list[str]:
+    """The header: where and with what the cases run, how many they are and about how long they take.
+
+    ``alone`` is whether nothing else runs.
+    """
     reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
-    if count == len(items) and reporter is not None and config.get_verbosity() == 0:
+    if alone and reporter is not None and config.get_verbosity() == 0:
         reporter.showfspath = False  # each case has a line of its own: no file name before it
     plan = config.stash[PLAN]
     expected = config.stash[FORECAST] = forecast(plan, _speed(plan))
-    seconds = sum(expected.get(item.name, 0.0) for item in items)
-    return header(plan, config.stash[SPEECH], count, seconds)
+    seconds = sum(expected.get(item.name, 0.0) for item in cases)
+    return header(plan, config.stash[SPEECH], len(cases), seconds)
 
 
 def _speed(plan: Plan) -> Speed:
@@ -77,21 +76,14 @@ def header(plan: Plan, speech: Speech, count: int, seconds: float) -> list[str]:
     ]
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Make the session's progress writer."""
-    config.stash[PROGRESS] = Progress(config)
-
-
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+@contextmanager
+def shown(item: pytest.Item) -> Iterator[None]:
     """Around a case and its journal entry: the progress, and the case's own line."""
     config = item.config
-    if not is_perf_item(item) or JOURNAL not in config.stash:
-        return (yield)
     progress, journal = config.stash[PROGRESS], config.stash[JOURNAL]
     start = config.stash.setdefault(START, time.monotonic())
     progress.start(_case_id(item.name))
-    handled = yield
+    yield
     progress.finish()
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if reporter is not None and config.get_verbosity() >= 0:
@@ -108,7 +100,6 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
             yellow=entry.outcome == "skipped",
         )
         reporter.flush()  # a log that is a pipe would otherwise show nothing for minutes
-    return handled
 
 
 def _left(expected: dict[str, float], journal: Journal, spent: float) -> float:
@@ -118,10 +109,7 @@ def _left(expected: dict[str, float], journal: Journal, spent: float) -> float:
     return spent / done * sum(expected[name] for name in journal.selected if name not in journal.entries)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_report_teststatus(
-    report: pytest.TestReport | pytest.CollectReport, config: pytest.Config
-) -> tuple[str, str, str] | None:
+def status_of(report: pytest.TestReport | pytest.CollectReport, config: pytest.Config) -> tuple[str, str, str] | None:
     """No letter for a case: it has a line of its own."""
     journal = config.stash.get(JOURNAL, None)
     if journal is None or config.get_verbosity() > 0 or not isinstance(report, pytest.TestReport):
@@ -134,14 +122,8 @@ def pytest_report_teststatus(
     return category, "", ""
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """The table of all cases, after pytest-benchmark's; where they were but collected, what else there is."""
-    if config.stash.get(COLLECTED_ONLY, False) and config.get_verbosity() >= -1:
-        for line in describe_groups(config):
-            terminalreporter.write_line(line)
-    if JOURNAL not in config.stash:
-        return
+def show_table(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """The table of all cases, after pytest-benchmark's."""
     journal = config.stash[JOURNAL]
     entries: list[Entry] = list(journal.entries.values())
     if entries:
@@ -156,6 +138,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 def _case_id(name: str) -> str:
     return name.partition("[")[2].removesuffix("]") or name
+
+
+def show_groups(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """What else there is to run, where cases were but collected."""
+    if config.get_verbosity() >= -1:
+        for line in describe_groups(config):
+            terminalreporter.write_line(line)
 
 
 def describe_groups(config: pytest.Config) -> Iterator[str]:

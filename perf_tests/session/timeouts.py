@@ -1,4 +1,4 @@
-"""pytest plugin: a case that hangs ends as failed, through pytest-timeout; in native code it ends the process.
+"""A case that hangs ends as failed, through pytest-timeout; in native code it ends the process.
 
 pytest-timeout raises in the main thread, which native code that does not return never sees. Some time later a
 watchdog of faulthandler, a thread that needs nothing of Python, writes the stacks into the journal and ends the
@@ -6,13 +6,13 @@ process; ``--perf-resume`` then goes on after the case.
 """
 
 import faulthandler
-from collections.abc import Generator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
-from perf_tests.common.errors import BadInputError
 from perf_tests.matrix.estimate import TYPICAL_CPU, forecast
-from perf_tests.matrix.options import PLAN, is_perf_item, whole_number
+from perf_tests.matrix.options import PLAN, whole_number
 
 from .outcomes import JOURNAL
 
@@ -25,7 +25,7 @@ GRACE_SECONDS = 60.0
 SECONDS = pytest.StashKey[float]()
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
+def add_option(parser: pytest.Parser) -> None:
     """Add the option."""
     parser.getgroup("perf").addoption(
         OPTION,
@@ -35,18 +35,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give each case its limit: ours, pytest-timeout's, or the default."""
+def read_option(config: pytest.Config) -> float | None:
+    """The limit that was typed.
+
+    Raises:
+        BadInputError: it is no number of seconds.
+    """
     typed = config.getoption("perf_timeout")
-    try:
-        chosen = None if typed is None else float(whole_number(typed, OPTION, "seconds"))
-    except BadInputError as error:
-        raise pytest.UsageError(str(error)) from None
+    return None if typed is None else float(whole_number(typed, OPTION, "seconds"))
+
+
+def give_limits(config: pytest.Config, items: Iterable[pytest.Item]) -> None:
+    """Give each of the cases ``items`` its limit: ours, pytest-timeout's, or the default."""
+    chosen = read_option(config)
     # pytest-timeout's own option, of which 0 means no limit. Without pytest-timeout the watchdog alone is left.
     general = config.getoption("timeout", None) if chosen is None else None
     expected = forecast(config.stash[PLAN], TYPICAL_CPU)
-    for item in filter(is_perf_item, items):
+    for item in items:
         default = max(LEAST_SECONDS, TIMES_THE_ESTIMATE * expected.get(item.name, 0.0))
         seconds = next((limit for limit in (chosen, general) if limit is not None), default)
         if seconds:
@@ -55,15 +60,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.timeout(seconds))
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Watch the case from outside of Python."""
-    if SECONDS not in item.stash or JOURNAL not in item.config.stash:
-        return (yield)
+@contextmanager
+def watched(item: pytest.Item) -> Iterator[None]:
+    """Watch the case from outside of Python, if it has a limit."""
+    if SECONDS not in item.stash:
+        yield
+        return
     faulthandler.dump_traceback_later(
         item.stash[SECONDS] + GRACE_SECONDS, exit=True, file=item.config.stash[JOURNAL].file
     )
     try:
-        return (yield)
+        yield
     finally:
         faulthandler.cancel_dump_traceback_later()

@@ -48,7 +48,7 @@ def test_the_fraction_of_the_limit_is_shown_and_not_judged(
     assert (outcome.verdict(FLASH), outcome.case(FLASH)["reasons"]) == ("PASS", [])
     (metric,) = (found for found in outcome.case(FLASH)["metrics"] if found["metric"] == "fraction_of_limit")
     assert (metric["base"], metric["head"], metric["verdict"]) == (before, after, None)
-    (row,) = (line for line in outcome.out.splitlines() if line.startswith("PASS") and FLASH in line)
+    (row,) = (line for line in outcome.out.splitlines() if line.lstrip().startswith("PASS") and FLASH in line)
     assert row.rstrip().endswith(shown)
 
 

@@ -10,7 +10,7 @@ import pytest
 PROGRAM = """
 import resource
 import torch
-from perf_tests.measure.allocator import settle_allocator
+from perf_tests.machine.allocator import settle_allocator
 
 def faults(rounds):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -35,9 +35,9 @@ def test_components_record_what_all_cases_do(saved: dict[str, Any]) -> None:
     assert validate_run(saved) == []
     names = {bench["name"]: bench for bench in saved["benchmarks"]}
     assert [*names] == [
-        "test_decode_step[tiny.en-4-cache_64-flash]",
         "test_encoder[tiny.en-4-encoder_batch_1-flash]",
         "test_prefill[tiny.en-4-prefill_batch_1-flash]",
+        "test_decode_step[tiny.en-4-cache_64-flash]",
     ]
     step = names["test_decode_step[tiny.en-4-cache_64-flash]"]
     assert step["group"] == "tiny.en-4-cache_64"

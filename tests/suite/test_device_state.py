@@ -59,8 +59,8 @@ class FakeMachine:
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
     machine = FakeMachine()
-    for module in ("device", "time"):
-        monkeypatch.setattr(f"perf_tests.measure.{module}.time", machine)
+    for module in ("machine.watch", "measure.time"):
+        monkeypatch.setattr(f"perf_tests.{module}.time", machine)
     monkeypatch.setattr(device.psutil, "cpu_times", machine.cpu_times)
     return machine
 

@@ -148,10 +148,10 @@ SUITE = Path(perf_tests.__file__).parent
     ("module", "counts"),
     [
         ("measure/time.py", True),
-        ("procedure.py", True),
+        ("measure/procedure.py", True),
         ("new.py", True),
         ("report/page.py", False),
-        ("saving.py", False),
+        ("session/saving.py", False),
     ],
 )
 def test_measuring_code_alone_must_be_the_same(module: str, counts: bool, tmp_path: Path) -> None:
@@ -165,12 +165,12 @@ def test_measuring_code_alone_must_be_the_same(module: str, counts: bool, tmp_pa
 
 def test_what_is_left_out_of_the_hash_measures_nothing() -> None:
     """None of it is imported by what measures."""
-    measuring = "procedure", "counting", "components.component", "components.workspace"
+    measuring = "measure.procedure", "measure.counting", "subjects.components.workspace"
     probe = f"import sys, {', '.join(f'perf_tests.{name}' for name in measuring)}; print(*sys.modules)"
     result = run([sys.executable, "-c", probe])
     parts = (name.split(".") for name in result.stdout.split())
     imported = {part[1] for part in parts if part[0] == "perf_tests" and len(part) > 1}
-    assert {"measure", "works", "components"} <= imported, result.stderr
+    assert {"measure", "matrix", "subjects"} <= imported, result.stderr
     assert not imported & NOT_MEASURING
     assert {*NOT_MEASURING} <= {path.name.removesuffix(".py") for path in SUITE.iterdir()}
 

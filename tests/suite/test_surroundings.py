@@ -126,5 +126,5 @@ def test_threads_sleep_soon_unless_told_otherwise(
     )
     modules = {key: module for key, module in sys.modules.items() if key != "torch"}
     monkeypatch.setattr(machine.sys, "modules", modules | ({"torch": sys} if torch_is_there else {}))
-    machine.pytest_configure()
+    machine.let_threads_sleep()
     assert machine.describe_waiting() == waiting

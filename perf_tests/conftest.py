@@ -10,9 +10,10 @@ from perf_tests.matrix.cases import Case
 from perf_tests.matrix.components import COMPONENTS, WORKS, why_unavailable
 from perf_tests.matrix.options import PLAN
 from perf_tests.matrix.plan import Plan
-from perf_tests.plugin import LIMITS
 from perf_tests.session.speech import SPEECH
 from perf_tests.session.terminal import PROGRESS
+
+from .plugin import LIMITS
 
 if TYPE_CHECKING:
     from perf_tests.machine.place import Place

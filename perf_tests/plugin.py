@@ -17,17 +17,17 @@ from typing import Any
 
 import pytest
 
-from .common.errors import BadInputError
-from .gate import fail_on
-from .machine import describe
-from .matrix import options
-from .matrix.cases import Case
-from .matrix.components import function_of, matrix_of
-from .matrix.options import PLAN, is_perf_item
-from .session import locks, outcomes, resume, saving, speech, terminal, timeouts
-from .session.outcomes import JOURNAL
-from .session.progress import Progress
-from .session.terminal import PROGRESS
+from perf_tests.common.errors import BadInputError
+from perf_tests.gate import fail_on
+from perf_tests.machine import describe
+from perf_tests.matrix import options
+from perf_tests.matrix.cases import Case
+from perf_tests.matrix.components import function_of, matrix_of
+from perf_tests.matrix.options import PLAN, is_perf_item
+from perf_tests.session import locks, outcomes, resume, saving, speech, terminal, timeouts
+from perf_tests.session.outcomes import JOURNAL
+from perf_tests.session.progress import Progress
+from perf_tests.session.terminal import PROGRESS
 
 SUITE = Path(__file__).parent
 LIMITS = pytest.StashKey[dict[str, Any]]()

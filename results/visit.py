@@ -51,7 +51,7 @@ TWICE = "tiny.en-4 or base.en-6 or small.en-12"
 # In miniature: four cases.
 SMALL_ROUNDS = "single=2,batched=1"
 SMALL = (
-    *("-p", "tests.suite.small_checkpoints", "-p", "tests.suite.short_batches"),
+    *("-p", "tests.plugins.small_checkpoints", "-p", "tests.plugins.short_batches"),
     *("--perf-checkpoint", "tiny.en", "--perf-decoder-layers", "2"),
 )
 SMALL_TWICE = "tiny.en-2"

@@ -1,4 +1,4 @@
-"""How far a disturbed machine moves a verdict on time, from real runs: what ``regression/disturbance.py`` follows from,
+"""How far a disturbed machine moves a verdict on time, from real runs: what ``gate/disturbance.py`` follows from,
 and what the tests hold it to.
 
     python tests/disturbances.py bank DIR            # measure what is missing: two hours; leave the machine alone
@@ -99,7 +99,7 @@ def bank(folder: Path) -> None:
                 print(f"{name} {number} of {RUNS}", flush=True)
                 rounds = f"--perf-rounds={column.pairs * len(DELAYS)}"
                 with beside(column.others):
-                    measure(Job(ROOT, out, (target,), (*ORDINARY, rounds, "-p", "tests.planted_delay")))
+                    measure(Job(ROOT, out, (target,), (*ORDINARY, rounds, "-p", "tests.plugins.planted_delay")))
 
 
 @contextmanager

@@ -111,7 +111,7 @@ def measure_kind(kind: Kind, out: Path) -> None:
         arguments.append(f"--perf-case-budget={CASE_BUDGET_SECONDS}")
     if kind.delay:
         os.environ["PERF_PLANTED_DELAY"] = str(kind.delay)
-        arguments += ["-p", "tests.planted_delay"]
+        arguments += ["-p", "tests.plugins.planted_delay"]
     with busy_core() if kind.busy else nothing():
         measure(Job(ROOT, out, (TARGET,), arguments))
 

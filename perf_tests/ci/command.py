@@ -10,18 +10,22 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from perf_tests.ab import command as ab
 from perf_tests.ab.trees import check_packages, find_repository, find_revision
-from perf_tests.common.cli import make_parser, run_command
+from perf_tests.common.cli import make_parser, run_command, split_arguments
 from perf_tests.common.errors import COULD_NOT_JUDGE, BadInputError
 from perf_tests.common.files import write_file
 from perf_tests.common.package_hash import SamePackageError
 from perf_tests.common.text import clean, escape_markdown
+from perf_tests.gate import command as compare
+from perf_tests.report import command as report
+from perf_tests.runs import merge
 
 from .machine_check import describe_host, look_at_gpus
 from .revisions import NOTE, Base, choose_base
@@ -44,7 +48,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _measure(arguments: list[str]) -> int:
-    own, pytest_arguments = _split(arguments)
+    own, pytest_arguments = split_arguments(arguments)
     parser = make_parser("ci measure", "Look at the machine, then measure BASE against HEAD; leave all in a folder.")
     add_commits(parser)
     add = parser.add_argument
@@ -66,7 +70,7 @@ def _measure(arguments: list[str]) -> int:
 
 
 def _counters(arguments: list[str]) -> int:
-    own, pytest_arguments = _split(arguments)
+    own, pytest_arguments = split_arguments(arguments)
     parser = make_parser("ci counters", "Count what BASE and HEAD do, exactly and without timing; compare.")
     add_commits(parser)
     options = parser.parse_args(own)
@@ -207,19 +211,19 @@ def _leave(out: Path, verdict: str, code: int, title: str, lines: Sequence[str])
 def make_page(out: Path) -> None:
     """Tables and plots of both runs as a page; a page that fails takes no verdict with it."""
     runs = [str(out / side) for side in SIDES if (out / side).exists()]
-    if runs and _perf_tests("report", *runs, "--html", str(out / PAGE)) != 0:
+    if runs and _run(report.main, *runs, "--html", str(out / PAGE)) != 0:
         print("ci: the page could not be made; verdicts and report stand", file=sys.stderr)
 
 
 def _run_ab(base: Base, options: argparse.Namespace, pytest_arguments: list[str]) -> int:
     out = options.out
-    command = ["ab", base.commit, options.head, "--json", str(out / VERDICTS), "--markdown", str(out / REPORT)]
+    command = [base.commit, options.head, "--json", str(out / VERDICTS), "--markdown", str(out / REPORT)]
     command += ["--keep", str(out), *_note(base.note)]
     for name in ("budget", "processes"):
         if getattr(options, name):
             command += [f"--{name}", getattr(options, name)]
     command += ["--strict"] if options.strict else []
-    code = _perf_tests(*command, "--", *pytest_arguments)
+    code = _run(ab.main, *command, "--", *pytest_arguments)
     if not (out / VERDICTS).exists() or not (out / REPORT).exists():
         refuse(out, f"the measurement ended with exit code {code} and no verdict; see the job's log")
         return code or COULD_NOT_JUDGE
@@ -268,7 +272,7 @@ def join_shards(folders: list[Path], expected: int, out: Path, *, strict: bool =
         if missing:
             raise BadInputError(f"{clean(missing[0].name)}: no {side}; see that job's report")
         (out / side).unlink(missing_ok=True)
-        code = _perf_tests("merge", str(out / side), *(str(folder / side) for folder in present))
+        code = _run(merge.main, str(out / side), *(str(folder / side) for folder in present))
         if code:
             raise BadInputError(f"{side}: the shards cannot be merged")
     code = _compare(out, *_note(reports[0].base_note), *(["--strict"] if strict else []))
@@ -302,7 +306,7 @@ def _compare(out: Path, *arguments: str) -> int:
     """Compare the runs in ``out``."""
     outputs = ["--json", str(out / VERDICTS), "--markdown", str(out / REPORT)]
     (out / REPORT).unlink(missing_ok=True)
-    code = _perf_tests("compare", *(str(out / side) for side in SIDES), *outputs, *arguments)
+    code = _run(compare.main, *(str(out / side) for side in SIDES), *outputs, *arguments)
     if (out / REPORT).exists():
         _show_report(out)
     else:
@@ -315,8 +319,13 @@ def _note(line: str) -> list[str]:
     return [f"--note={line}"] if line else []
 
 
-def _perf_tests(*arguments: str) -> int:
-    return subprocess.run([sys.executable, "-m", "perf_tests", *arguments], check=False).returncode
+def _run(command: Callable[[list[str]], int], *arguments: str) -> int:
+    """Another command; one that breaks down takes no report of this job with it."""
+    try:
+        return command([*arguments])
+    except Exception:
+        traceback.print_exc()
+        return COULD_NOT_JUDGE
 
 
 def _show_report(out: Path) -> None:
@@ -325,9 +334,3 @@ def _show_report(out: Path) -> None:
     if summary:
         with Path(summary).open("a", encoding="utf-8") as file:
             file.write((out / REPORT).read_text(encoding="utf-8") + "\n")
-
-
-def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """The step's own arguments, and pytest's behind ``--``."""
-    at = arguments.index("--") if "--" in arguments else len(arguments)
-    return arguments[:at], arguments[at + 1 :]

@@ -216,17 +216,19 @@ def _calibration_notes(
 
 
 def _drift_notes(cases: Collection[CaseResult], pairs: Collection[Pair]) -> list[str]:
-    """How far the originals' own times moved: the machine, not this project's code."""
+    """How far the times of what others are corrected by moved themselves: the machine, not the code under test."""
+    controls = {pair.head.control for pair in pairs if pair.head is not None and pair.head.control}
     changes = [
         finding.change
         for case, pair in zip(cases, pairs, strict=True)
-        if pair.head is not None and pair.head.implementation == "original"
+        if pair.head is not None and pair.head.implementation in controls
         if (finding := case.finding(UNCORRECTED)) and finding.change is not None
     ]
     if not changes:
         return []
+    names = clean(" and ".join(sorted(controls)))
     what = f"{percent(median(changes))} (median of {count_of(len(changes), 'case')})"
-    return [f"the original's uncorrected times moved by {what}: that is the machine, and what flash is corrected for"]
+    return [f"uncorrected times of {names} moved by {what}: that is the machine, and what others are corrected for"]
 
 
 def _finite(finding: Mapping[str, Any]) -> dict[str, Any]:

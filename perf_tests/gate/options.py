@@ -10,7 +10,7 @@ from perf_tests.common.cli import percentage, run_command
 from perf_tests.common.errors import COULD_NOT_JUDGE, BadInputError
 from perf_tests.common.files import write_file
 from perf_tests.common.text import clean
-from perf_tests.runs.saved import parse_document, read_bytes
+from perf_tests.runs.document import parse_document, read_bytes
 
 from .comparison import Comparison
 from .config import Config

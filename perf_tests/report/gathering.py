@@ -9,9 +9,10 @@ from perf_tests.common.text import clean, count_of
 from perf_tests.runs.fingerprint import digest, fingerprint_of
 from perf_tests.runs.references import locate, saved_runs
 from perf_tests.runs.store import baseline_names, baseline_path
+from perf_tests.runs.views import RunView, view_run
 
 from .history import HistoryRun, remember
-from .reading import RunView, view_run
+from .rows import known_parameters
 
 # As many runs of one machine as a page shows over time: beyond, it would be too large to open on a phone.
 MOST_RUNS = 1000
@@ -81,7 +82,7 @@ def gather(found: Sequence[Found]) -> Gathered:
     paths, notes = [], []
     for one in found:
         try:
-            view = view_run(one.path, one.name)
+            view = view_run(one.path, one.name, known_parameters())
         except BadInputError as error:
             notes.append(str(error))
             continue
@@ -102,7 +103,7 @@ def gather(found: Sequence[Found]) -> Gathered:
             del members[:-MOST_RUNS]
         head = paths[1].path if len(paths) == 2 else None
         shown = next((run for run in members if run.path == head), members[-1])
-        machines.append(Machine(key, tuple(members), view_run(shown.path, shown.name)))
+        machines.append(Machine(key, tuple(members), view_run(shown.path, shown.name, known_parameters())))
     machines.sort(key=lambda machine: machine.runs[-1].datetime, reverse=True)
     return Gathered(tuple(machines), tuple(paths), tuple(notes))
 
@@ -119,6 +120,6 @@ def _baselines() -> Mapping[tuple[str | None, str], str]:
 def _read_baselines() -> Iterable[tuple[str, RunView]]:
     for name in baseline_names():
         try:
-            yield name, view_run(baseline_path(name), name)
+            yield name, view_run(baseline_path(name), name, known_parameters())
         except BadInputError:
             continue  # the gate says so to whoever compares with it

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from perf_tests.runs.views import CaseView, RunView
+
 from .change_points import ChangePoint, find_change_points
-from .reading import CaseView, RunView
 from .rows import ATEN_OPS, FLOPS, MEMORY
 
 

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from perf_tests.common.text import clean
+from perf_tests.runs.document import mapping
 from perf_tests.runs.fingerprint import FINGERPRINT, fingerprint_of
+from perf_tests.runs.views import number
 
 from .numbers import GIGABYTE
-from .reading import mapping, number
 
 
 def machine_rows(machine_info: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from perf_tests.common.text import escape_markdown
 from perf_tests.matrix.cases import PAPER_ROWS, SETTINGS
 from perf_tests.runs.fingerprint import describe_machine
+from perf_tests.runs.views import CaseView, RunView
 
 from .gathering import Machine
 from .numbers import (
@@ -17,8 +18,18 @@ from .numbers import (
     show_significant,
     show_speedup,
 )
-from .reading import CaseView, RunView
-from .rows import ATEN_OPS, FLOPS, MEMORY, PAPER_SETTINGS, Row, implementations_of, rows_of, settings_of, with_missing
+from .rows import (
+    ATEN_OPS,
+    FLOPS,
+    MEMORY,
+    PAPER_SETTINGS,
+    Row,
+    implementations_of,
+    is_generate,
+    rows_of,
+    settings_of,
+    with_missing,
+)
 
 PAPER_COLUMNS = (
     "Checkpoint",
@@ -71,7 +82,7 @@ def _machine(machine: Machine, level: int) -> list[str]:
                 lines += [*more, ""]
     lines += _absent(rows)
     lines += _not_measured(run.cases)
-    lines += _others([case for case in run.cases if case.measured and not case.is_generate])
+    lines += _others([case for case in run.cases if case.measured and not is_generate(case)])
     return lines
 
 
@@ -79,7 +90,7 @@ def _conditions(run: RunView) -> str:
     """``; cpu, float32, random weights, synthetic audio``, where all cases agree."""
     words = []
     for key, form in (("device", "{}"), ("dtype", "{}"), ("weights", "{} weights"), ("audio", "{} audio")):
-        values = {case.info.get(key) for case in run.cases if case.is_generate and case.measured}
+        values = {case.info.get(key) for case in run.cases if is_generate(case) and case.measured}
         if len(values) == 1 and isinstance(value := values.pop(), str):
             words.append(form.format(escape_markdown(value)))
     return f"; {', '.join(words)}" if words else ""

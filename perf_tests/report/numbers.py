@@ -5,9 +5,8 @@ from typing import Any
 
 from perf_tests.common.intervals import Estimate
 from perf_tests.common.units import MEGABYTE, format_seconds
+from perf_tests.runs.views import CaseView, number
 from perf_tests.session.table import show_tokens
-
-from .reading import CaseView, number
 
 GIGABYTE = 1_000_000_000
 

@@ -1,17 +1,39 @@
 """The cases of a run as people compare them: a row for each piece of work, its implementations side by side."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 from perf_tests.common.intervals import Estimate
-from perf_tests.matrix.cases import CHECKPOINTS, IMPLEMENTATIONS, PAPER_ROWS, SETTINGS
-
-from .reading import CaseView, RunView
+from perf_tests.matrix.cases import CHECKPOINTS, IMPLEMENTATIONS, PAPER_ROWS, PRESETS, SETTINGS, Case
+from perf_tests.runs.views import CaseView, RunView
 
 # The settings of the two tables of 2023.
 PAPER_SETTINGS = ("single", "batched")
 MISSING = "missing"
 MEMORY, ATEN_OPS, FLOPS = "peak_memory_allocated_bytes", "aten_op_count", "flop_count"
+
+
+GENERATE_TEST = "test_generate"
+
+
+def is_generate(case: CaseView) -> bool:
+    """Whether it is a case of the two tables: a cell done by one implementation."""
+    cell = (case.checkpoint, case.decoder_layers, case.setting, case.implementation)
+    return case.test == GENERATE_TEST and None not in cell
+
+
+@cache
+def known_parameters() -> Mapping[str, Mapping[str, Any]]:
+    """The parameters of the matrix's cases by id, which is looked up and never parsed."""
+    depths = {(cell.checkpoint, cell.decoder_layers) for preset in PRESETS.values() for cell in preset.cells}
+    known = [
+        Case(*depth, setting, implementation)
+        for depth in depths
+        for setting in SETTINGS
+        for implementation in IMPLEMENTATIONS
+    ]
+    return {f"{GENERATE_TEST}[{case.id}]": case._asdict() for case in known}
 
 
 class Row(NamedTuple):
@@ -72,7 +94,7 @@ def rows_of(run: RunView) -> list[Row]:
     """The cells that ``run`` selected, setting by setting, in the tables' order."""
     found: dict[tuple[str, int, str], dict[str, CaseView]] = {}
     for case in run.cases:
-        if case.is_generate:
+        if is_generate(case):
             key = (str(case.checkpoint), case.decoder_layers or 0, str(case.setting))
             found.setdefault(key, {})[str(case.implementation)] = case
     rows = [Row(*key, by_implementation) for key, by_implementation in found.items()]

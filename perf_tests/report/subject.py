@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from perf_tests.runs.views import RunView
+
 from .gathering import Machine
-from .reading import RunView
 from .rows import Row, implementations_of, rows_of
 
 

@@ -11,9 +11,10 @@ from perf_tests.common.errors import BadInputError
 from perf_tests.common.files import write_file
 from perf_tests.common.text import clean, count_of
 
+from .document import read_bytes
 from .fingerprint import differences
 from .references import FORMS, Located, add_storage, locate, storage_path
-from .saved import Run, parse_run, read_bytes, read_run
+from .saved import Run, parse_run, read_run
 
 
 def main(arguments: list[str]) -> int:

@@ -7,8 +7,9 @@ from perf_tests.common.errors import BadInputError
 from perf_tests.common.files import write_file
 from perf_tests.common.text import clean, count_of
 
+from .document import parse_document, read_bytes
 from .references import FORMS, add_storage, locate, storage_path
-from .saved import parse_document, parse_run, read_bytes
+from .saved import parse_run
 from .store import baseline_path, keep_old
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from .device_state import FOREIGN_SHARE, Cores
+from .document import CaseDocument, Unreadable, mapping
 from .schema import HARMFUL_THROTTLE_REASONS
 from .statistics import Rounds, Yardstick
 
@@ -22,10 +23,6 @@ TIMER, WALL_CLOCK = "timer", "perf_counter"
 _LARGEST = 2**63
 # Seconds outside of these were not measured by any clock.
 _SHORTEST, _LONGEST = 1e-12, 1e12
-
-
-class Unreadable(ValueError):  # noqa: N818  # a reason that the reader turns into a BadInputError with the run's name
-    """What is wrong with a record, without the name of the run."""
 
 
 class Parity(NamedTuple):
@@ -94,26 +91,19 @@ class Record(NamedTuple):
         return Rounds(self.control_seconds, self.seconds, self.process_rounds, self.yardstick)
 
 
-def read_record(
-    name: str,
-    outcome: str,
-    reason: str | None,
-    bench: Mapping[str, Any] | None,
-    *,
-    machine_info: Mapping[str, Any],
-    timed: bool,
-) -> Record:
-    """Read one entry of ``benchmarks``, if there is one and its case passed, in a run on the machine described.
+def read_record(case: CaseDocument, machine_info: Mapping[str, Any], *, timed: bool) -> Record:
+    """Read a case of a run on the machine described; without ``timed`` its times are not looked at.
 
     Raises:
         Unreadable: a value that the gate needs is of the wrong kind.
     """
-    bare = Record(name, outcome, reason)
-    if outcome != "passed" or bench is None:
-        return bare
-    info = _mapping(bench.get("extra_info"))
-    plain = "schema_version" not in info
-    record = bare._replace(measured=True, plain=plain)
+    name, bench = case.id, case.bench
+    record = Record(name, case.outcome, case.reason, counted=case.counted)
+    if case.outcome != "passed" or not bench:
+        return record
+    info = mapping(bench.get("extra_info"))
+    plain, timed = "schema_version" not in info, timed and not case.counted
+    record = record._replace(measured=True, plain=plain)
     if timed:
         record = record._replace(seconds=_read_rounds(name, bench, plain))
     if plain:
@@ -125,7 +115,7 @@ def read_record(
             process_rounds=_read_process_rounds(record, info.get("process_rounds")),
             meanwhile=_read_meanwhile(record, info, machine_info),
         )
-    implementation = _mapping(bench.get("params")).get("implementation")
+    implementation = mapping(bench.get("params")).get("implementation")
     return record._replace(
         implementation=implementation if isinstance(implementation, str) else None,
         definition=_read_definition(name, info) | {TIMER: timer_of(bench) if timed else None},
@@ -146,12 +136,12 @@ def _read_definition(name: str, info: Mapping[str, Any]) -> dict[str, object]:
 
 def timer_of(bench: Mapping[str, Any]) -> str:
     """The clock that a benchmark was timed by."""
-    timer = _mapping(bench.get("options")).get(TIMER)
+    timer = mapping(bench.get("options")).get(TIMER)
     return timer if isinstance(timer, str) else WALL_CLOCK
 
 
 def _read_rounds(name: str, bench: Mapping[str, Any], plain: bool) -> tuple[float, ...]:
-    stats = _mapping(bench.get("stats"))
+    stats = mapping(bench.get("stats"))
     data = stats.get("data")
     rounds = len(data) if isinstance(data, list) else stats.get("rounds")
     if data is None and plain:  # saved without --benchmark-save-data
@@ -183,7 +173,7 @@ def _read_yardstick(record: Record, yardstick: object) -> Yardstick | None:
     if not isinstance(yardstick, Mapping):
         raise Unreadable(f"{where}: not an object")
     version = _read_count(f"{where}.version", yardstick.get("version"))
-    parts = _mapping(yardstick.get("rounds_seconds"))
+    parts = mapping(yardstick.get("rounds_seconds"))
     if version is None or not parts or not all(isinstance(part, list) for part in parts.values()):
         raise Unreadable(f"{where}: no version, or no rounds_seconds by part")
     return Yardstick(version, {name: _read_beside(record, f"yardstick {name}", part) for name, part in parts.items()})
@@ -226,8 +216,8 @@ def _read_count(where: str, value: object) -> int | None:
 def _read_meanwhile(record: Record, info: Mapping[str, Any], machine_info: Mapping[str, Any]) -> tuple[Meanwhile, ...]:
     """What else went on during each round, from ``device_state``; empty where it has no rounds."""
     where = f"{record.id}: device_state"
-    state = _mapping(info.get("device_state"))
-    rounds, gpu = _mapping(state.get("rounds")), _mapping(state.get("gpu"))
+    state = mapping(info.get("device_state"))
+    rounds, gpu = mapping(state.get("rounds")), mapping(state.get("gpu"))
     if not rounds:
         return ()
     begins, ends, loads = (
@@ -261,10 +251,6 @@ def _read_list(where: str, values: object, length: int | None = None) -> list[An
     for value in values:
         _number(where, value)
     return values
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
 
 
 def _read_parity(where: str, value: object) -> Parity | None:

@@ -12,7 +12,7 @@ from perf_tests.ab import command, session
 from perf_tests.ab.process import Job
 from perf_tests.common.package_hash import PACKAGE, hash_package
 from perf_tests.runs.saved import Run, read_run
-from tests.regression.make_runs import info_of, make_run, save, slow_down
+from tests.make_runs import info_of, make_run, save, slow_down
 
 
 class Repository(NamedTuple):

@@ -13,17 +13,7 @@ from perf_tests.gate import command
 from perf_tests.gate.calibration import calibration_path
 from perf_tests.gate.noise import measure_noise
 from perf_tests.runs.saved import parse_run
-from tests.regression.make_runs import (
-    FLASH,
-    MACHINE,
-    add_yardstick,
-    disturb,
-    info_of,
-    make_run,
-    save,
-    set_timer,
-    slow_down,
-)
+from tests.make_runs import FLASH, MACHINE, add_yardstick, disturb, info_of, make_run, save, set_timer, slow_down
 
 from .conftest import Lab, Repository
 

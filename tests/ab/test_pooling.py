@@ -8,7 +8,7 @@ import pytest
 from perf_tests.ab.pooling import pool_benches
 from perf_tests.runs.schema import EXTRA_INFO
 from perf_tests.runs.validation import validate
-from tests.regression.make_runs import FLASH, bench_of, make_gpu_samples, make_run
+from tests.make_runs import FLASH, bench_of, make_gpu_samples, make_run
 
 (STATE,) = [field for field in EXTRA_INFO if field.name == "device_state"]
 

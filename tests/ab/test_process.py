@@ -9,7 +9,7 @@ import pytest
 
 from perf_tests.ab.process import Job, measure
 from perf_tests.common.errors import BadInputError
-from tests.regression.make_runs import make_run
+from tests.make_runs import make_run
 
 
 class Scripted(Job):

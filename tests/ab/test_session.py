@@ -9,16 +9,7 @@ import pytest
 
 from perf_tests.ab.process import Job
 from perf_tests.common.package_hash import PACKAGE
-from tests.regression.make_runs import (
-    FLASH,
-    add_yardstick,
-    disturb,
-    info_of,
-    make_cuda,
-    make_gpu_samples,
-    set_outcome,
-    slow_down,
-)
+from tests.make_runs import FLASH, add_yardstick, disturb, info_of, make_cuda, make_gpu_samples, set_outcome, slow_down
 from tests.whole_runs import validate_run
 
 from .conftest import Lab, Outcome, Repository, commit

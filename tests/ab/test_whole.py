@@ -9,13 +9,13 @@ import pytest
 
 from perf_tests.ab.trees import Revision, fill
 from perf_tests.runs.saved import read_run
-from tests.suite.runs import ROOT, run
+from tests.running import ROOT, run
 
 from .conftest import commit, git
 
 CASE = "test_generate[tiny.en-2-single-flash]"
 STEP = "whisper_flash_attention/choosing.py"
-SMALL = ("-p", "tests.suite.small_checkpoints", "--perf-checkpoint", "tiny.en", "--perf-decoder-layers", "2")
+SMALL = ("-p", "tests.plugins.small_checkpoints", "--perf-checkpoint", "tiny.en", "--perf-decoder-layers", "2")
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from perf_tests.gate.thresholds import Rules
 from perf_tests.matrix.cases import Case
 from perf_tests.runs.saved import read_run
 from tests.ab.conftest import commit, git
-from tests.regression.make_runs import CELL, FLASH, info_of, make_run, save, slow_down
-from tests.suite.runs import ROOT, run
+from tests.make_runs import CELL, FLASH, info_of, make_run, save, slow_down
+from tests.running import ROOT, run
 
 
 def verdicts_of(folder: Path) -> dict[str, Any]:
@@ -48,26 +48,27 @@ def test_what_cannot_be_measured_leaves_a_report(
 
 def test_a_measurement_that_died_leaves_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     choose(monkeypatch, "HEAD")
-    monkeypatch.setattr(command, "_perf_tests", lambda *arguments: 0)  # says that all is well, and wrote nothing
-    assert command.main(["measure", "--out", str(tmp_path)]) == 2
+    for end in (lambda arguments: 0, lambda arguments: [][0]):  # says that all is well, and wrote nothing; breaks down
+        monkeypatch.setattr(command.ab, "main", end)
+        assert command.main(["measure", "--out", str(tmp_path)]) == 2
     assert verdicts_of(tmp_path)["verdict"] == "REFUSED"
 
 
 def test_inputs_reach_pytest_as_single_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    called: list[tuple[str, ...]] = []
+    called: list[list[str]] = []
     choose(monkeypatch, "0123", "BASE is 0123, as it happens")
-    monkeypatch.setattr(command, "_perf_tests", lambda *arguments: called.append(arguments) or 0)
+    monkeypatch.setattr(command.ab, "main", lambda arguments: called.append(arguments) or 0)
     hostile = "--co; $(rm) --perf-preset=full"
     options = ["--filter", hostile, "--preset", "quick", "--shard", "2", "--shards", "[1, 2]", "--budget", "5"]
     command.main(["measure", "--out", str(tmp_path), *options, "--strict", "--", "--perf-rounds", "3"])
     ab, given = called[0], called[0][called[0].index("--") + 1 :]
-    assert ab[:3] == ("ab", "0123", ".")
+    assert ab[:2] == ["0123", "."]
     assert "--note=BASE is 0123, as it happens" in ab
-    assert ab[ab.index("--budget") : ab.index("--budget") + 2] == ("--budget", "5")
+    assert ab[ab.index("--budget") : ab.index("--budget") + 2] == ["--budget", "5"]
     assert "--strict" in ab
     assert f"-k={hostile}" in given
     assert "--perf-preset=quick" in given
-    assert given[-6:] == ("--splits", "2", "--group", "2", "--perf-rounds", "3")
+    assert given[-6:] == ["--splits", "2", "--group", "2", "--perf-rounds", "3"]
 
 
 @pytest.mark.parametrize("shards", ["0", "-1", "x", "[2]", "[1, 3]", "[]", "{}", "true", "1.5", "1e9", '["1"]'])
@@ -282,7 +283,7 @@ def checkout(tmp_path: Path) -> Path:
 
 def run_step(checkout: Path, summary: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a step in `checkout`, over a miniature of tiny.en."""
-    suite = ("-p", "tests.suite.small_checkpoints", "--perf-checkpoint", "tiny.en", "--perf-decoder-layers", "2")
+    suite = ("-p", "tests.plugins.small_checkpoints", "--perf-checkpoint", "tiny.en", "--perf-decoder-layers", "2")
     suite += ("--perf-implementation", "flash")
     commits = ("--base", "HEAD~1", "--head", "HEAD", "--filter", "single")
     step, *own = arguments

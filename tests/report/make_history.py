@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from perf_tests.matrix.cases import Case
-from tests.regression.make_runs import CELL, make_run, slow_down
+from tests.make_runs import CELL, make_run, slow_down
 
 PAIR = (Case(*CELL, "original"), Case(*CELL, "flash"))
 START = datetime(2026, 1, 1, tzinfo=UTC)

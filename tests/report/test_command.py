@@ -10,7 +10,7 @@ from perf_tests.matrix.cases import Case
 from perf_tests.report import command
 from perf_tests.runs import promote
 from perf_tests.runs.schema import SCHEMA_VERSION
-from tests.regression.make_runs import (
+from tests.make_runs import (
     FLASH,
     ORIGINAL,
     info_of,

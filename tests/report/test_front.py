@@ -12,8 +12,8 @@ from perf_tests.matrix.cases import Case
 from perf_tests.report.gathering import Found, gather
 from perf_tests.report.rows import rows_of
 from perf_tests.report.spreadsheet import COLUMNS, write_spreadsheets
-from tests.regression.make_runs import make_counted, make_run, save
-from tests.suite.runs import ROOT, run
+from tests.make_runs import make_counted, make_run, save
+from tests.running import ROOT, run
 
 SMALL = ("--checkpoint", "tiny.en", "--decoder-layers", "2", "--setting", "single", "--rounds", "2", "--device", "cpu")
 
@@ -21,7 +21,7 @@ SMALL = ("--checkpoint", "tiny.en", "--decoder-layers", "2", "--setting", "singl
 def test_it_measures_prints_and_writes(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     command = [sys.executable, "benchmark_flash_attention.py", *SMALL, "--output", str(folder)]
-    result = run([*command, "--", "-p", "tests.suite.small_checkpoints", "-p", "no:cacheprovider"])
+    result = run([*command, "--", "-p", "tests.plugins.small_checkpoints", "-p", "no:cacheprovider"])
     assert result.returncode == 0, result.stdout + result.stderr
     assert "| Checkpoint | Dec layers | Memory Orig / GB |" in result.stdout
     assert result.stdout.count("tiny.en-2-single-") >= 2  # the progress

@@ -12,7 +12,7 @@ from perf_tests.matrix.cases import Case
 from perf_tests.report import gathering
 from perf_tests.report.change_points import find_change_points
 from perf_tests.report.commits import commit_url, template_of
-from tests.regression.make_runs import CELL, FLASH, ORIGINAL, info_of, make_counted, make_run, save, set_timer
+from tests.make_runs import CELL, FLASH, ORIGINAL, info_of, make_counted, make_run, save, set_timer
 
 from .conftest import Outcome
 from .make_history import commit_at, make_history

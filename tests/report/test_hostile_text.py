@@ -10,7 +10,7 @@ from perf_tests.report.gathering import Found, gather
 from perf_tests.report.page import embed
 from perf_tests.report.rows import rows_of
 from perf_tests.report.spreadsheet import no_formula, write_spreadsheets
-from tests.regression.make_runs import FLASH, info_of, make_run, save, set_outcome
+from tests.make_runs import FLASH, info_of, make_run, save, set_outcome
 
 from .conftest import Outcome
 from .pages import Page, data_of

@@ -8,8 +8,9 @@ import altair as alt
 from perf_tests.report import charts
 from perf_tests.report.content import Cell, Chart, Section, Table, columns_of, number_cell, text_cell
 from perf_tests.report.numbers import show_count, show_ratio, show_seconds
-from perf_tests.report.reading import CaseView, mapping, number
 from perf_tests.report.subject import Subject
+from perf_tests.runs.document import mapping
+from perf_tests.runs.views import CaseView, number
 
 FRACTION, FLOOR = "fraction_of_limit", "floor_seconds"
 COLUMNS = ("case", "implementation", "median round", "floor", "fraction of the limit", "bytes", "FLOPs")

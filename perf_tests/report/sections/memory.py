@@ -9,9 +9,9 @@ from perf_tests.common.units import MEGABYTE
 from perf_tests.report import charts
 from perf_tests.report.content import Chart, Section, Table, columns_of, number_cell, text_cell
 from perf_tests.report.numbers import show_megabytes, show_ratio
-from perf_tests.report.reading import CaseView
 from perf_tests.report.rows import MEMORY, Row
 from perf_tests.report.subject import Subject
+from perf_tests.runs.views import CaseView
 
 WEIGHTS, ON_TOP = "weights", "on top"
 COLUMNS = (

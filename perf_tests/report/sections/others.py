@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from perf_tests.report.content import Cell, Section, Table, number_cell, text_cell
 from perf_tests.report.numbers import seldom_recorded, show_count, show_megabytes, show_seconds, show_speedup
-from perf_tests.report.reading import CaseView
-from perf_tests.report.rows import MEMORY
+from perf_tests.report.rows import MEMORY, is_generate
 from perf_tests.report.subject import Subject
 from perf_tests.runs.records import COUNTERS
+from perf_tests.runs.views import CaseView
 
 COLUMNS = ("case", "rounds", "median round", "speed-up [95 %]", "peak memory, MB", "ATen ops", "FLOPs")
 
@@ -16,7 +16,7 @@ def build(subject: Subject) -> Section | None:
     """A table for each test function."""
     by_test: dict[str, list[CaseView]] = {}
     for case in subject.run.cases:
-        if case.measured and not case.is_generate:
+        if case.measured and not is_generate(case):
             by_test.setdefault(case.test, []).append(case)
     if not by_test:
         return None

@@ -8,9 +8,9 @@ import altair as alt
 from perf_tests.report import charts
 from perf_tests.report.content import Cell, Chart, Section, Table, columns_of, number_cell, text_cell
 from perf_tests.report.numbers import show_significant
-from perf_tests.report.reading import CaseView, number
 from perf_tests.report.rows import Row
 from perf_tests.report.subject import Subject
+from perf_tests.runs.views import CaseView, number
 from perf_tests.session.table import show_tokens
 
 COLUMNS = (

@@ -9,9 +9,9 @@ from perf_tests.common.intervals import median_interval
 from perf_tests.report import charts
 from perf_tests.report.content import Chart, Section, Table, columns_of, number_cell, text_cell
 from perf_tests.report.numbers import show_ratio, show_seconds, show_significant
-from perf_tests.report.reading import CaseView
 from perf_tests.report.rows import Row
 from perf_tests.report.subject import Subject
+from perf_tests.runs.views import CaseView
 
 # Of a case with more, evenly spaced ones are drawn.
 MOST_ROUNDS = 100

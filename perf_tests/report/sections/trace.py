@@ -7,8 +7,8 @@ import altair as alt
 
 from perf_tests.report import charts
 from perf_tests.report.content import Chart, Choice, Columns, Section, compact
-from perf_tests.report.reading import CaseView
 from perf_tests.report.subject import Subject
+from perf_tests.runs.views import CaseView
 
 MOST_ROUNDS = 500
 

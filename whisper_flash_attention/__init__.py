@@ -2,7 +2,13 @@
 
 from .flash_attention import WhisperFlashAttention
 from .modeling_whisper_flash_attention import WhisperFlashAttentionForConditionalGeneration
+from .stepping import WhisperDecodingStepper
 
 __version__ = "0.1.0"
 
-__all__ = ["WhisperFlashAttention", "WhisperFlashAttentionForConditionalGeneration", "__version__"]
+__all__ = [
+    "WhisperDecodingStepper",
+    "WhisperFlashAttention",
+    "WhisperFlashAttentionForConditionalGeneration",
+    "__version__",
+]

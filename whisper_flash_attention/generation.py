@@ -194,11 +194,11 @@ class FastGenerationMixin(WhisperGenerationMixin):  # type: ignore[misc]
     @contextmanager
     def uncaptured(self) -> Iterator[None]:
         """Decode without CUDA graphs in the block: slower, but every operator can be seen, counted and profiled."""
-        self._captures = False
+        before, self._captures = self._captures, False
         try:
             yield
         finally:
-            self._captures = True
+            self._captures = before
 
     def note_decoding(self, cache: WhisperKVCache, *, captured: bool, compiled: bool = False) -> None:
         """Remember which kernels served a call of `generate`'s loop, for `attention_backend`."""

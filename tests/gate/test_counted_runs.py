@@ -117,7 +117,7 @@ def test_what_exact_figures_depend_on_is_refused(
     [
         (lambda run: run["perf_cases"].append(7), "perf_cases[2]: missing, or not an object"),
         (lambda run: run["perf_cases"][0].update(extra_info={}), "perf_cases[0].extra_info: not a record of the suite"),
-        (lambda run: run["perf_cases"][0].update(id=7), "perf_cases[0].extra_info: not a record of the suite"),
+        (lambda run: run["perf_cases"][0].update(id=7), "perf_cases[0].id: 7 is not of kind string"),
         (lambda run: run["perf_cases"].append(run["perf_cases"][0]), "twice in perf_cases"),
         (lambda run: run["benchmarks"].append({"name": ORIGINAL}), "measured twice in one run"),
         (lambda run: info_of(run).update(schema_version=1), "schema_version 1, and only 2 is read here"),

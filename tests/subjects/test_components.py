@@ -21,7 +21,6 @@ from perf_tests.measure.memory import measure_memory
 from perf_tests.measure.profile import profile_round
 from perf_tests.subjects.audio import Speech, make_speech
 from perf_tests.subjects.components.component import Component
-from perf_tests.subjects.components.decoder import FlashStepper
 from perf_tests.subjects.components.workspace import ComponentWorkspace
 from perf_tests.subjects.parity import ParityError
 from perf_tests.subjects.subject import Stage
@@ -119,21 +118,6 @@ def test_every_step_is_the_same_step(build: Callable[..., Any]) -> None:
         for _ in range(3):
             subject.run_round()
         torch.testing.assert_close(subject.compute(), first, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("setting", ["cache_1", "cache_447"])
-def test_a_sessions_step_chooses_from_the_same_logits(setting: str, build: Callable[..., Any]) -> None:
-    """What is captured on CUDA, run as it is; again and again the same token."""
-    _, subject, _ = build(setting, "flash")
-    stepper = FlashStepper(subject.model, subject.states)
-    stepper.uses_session = True
-    with torch.no_grad():
-        stepper.fill(subject.cached)
-        expected = subject.compute().argmax(dim=-1)
-        for _ in range(2):
-            with stepper.uncaptured():
-                assert stepper.step(subject.last)[:, -1].tolist() == expected.tolist()
-            torch.testing.assert_close(stepper.logits(subject.last), subject.compute())
 
 
 def test_the_step_sees_all_of_its_cache(build: Callable[..., Any]) -> None:

@@ -1,13 +1,11 @@
 """The decoder: what comes before the first step, and one step at a given length of the cache.
 
-The encoder's output is made up, so that only the decoder is measured. ``Stepper`` says what both have to be able to
-do; Transformers' classes do it through ``forward`` and its dynamic cache, which is what their ``generate`` calls;
-flash does it as its own loop behind ``generate`` does, with a captured graph on CUDA.
+The encoder's output is made up, so that only the decoder is measured. Transformers' classes run it through ``forward``
+and its dynamic cache, which is what their ``generate`` calls; flash by its ``WhisperDecodingStepper``, which runs what
+its ``generate`` does, a captured graph on CUDA included.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,45 +15,24 @@ from transformers.modeling_outputs import BaseModelOutput
 from perf_tests.matrix.cases import ENCODER_POSITIONS, MAX_TARGET_POSITIONS
 from perf_tests.matrix.vocabulary import vocabulary_of
 
-from .component import Component, stores_cross
-
-
-class Stepper(Protocol):
-    """One implementation's decoder with the encoder's output beside it."""
-
-    def prefill(self, ids: Tensor) -> Tensor:
-        """From encoder states to the last logits (batch, vocabulary) behind ``ids`` (batch, prompt)."""
-
-    def fill(self, ids: Tensor) -> None:
-        """Run ``ids`` (batch, cached), so that the cache holds them."""
-
-    def step(self, tokens: Tensor) -> Any:
-        """Run ``tokens`` (batch,) behind what ``fill`` left, again with each call. What is timed."""
-
-    def logits(self, tokens: Tensor) -> Tensor:
-        """The same for its logits, (batch, vocabulary)."""
-
-    def uncaptured(self) -> Any:
-        """A context in which a step runs operator by operator."""
+from .component import Component
 
 
 class OriginalStepper:
-    """Transformers' decoder, whatever its attention."""
+    """Transformers' decoder, whatever its attention, with what of ``WhisperDecodingStepper`` is used here."""
 
     def __init__(self, model: Any, states: Tensor) -> None:
         self.model = model
         self.encoded = BaseModelOutput(last_hidden_state=states)
+        self._cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         self._kept: list[tuple[Any, Tensor, Tensor]] = []
-        self._cache: EncoderDecoderCache | None = None
 
-    def prefill(self, ids: Tensor) -> Tensor:
-        """Run the prompt with an empty cache."""
-        logits: Tensor = self._run(ids, EncoderDecoderCache(DynamicCache(), DynamicCache()))[:, -1]
-        return logits
+    def read_prompt(self, ids: Tensor) -> Tensor:
+        """Run the prompt, (batch, prompt), with an empty cache; return the logits behind it, (batch, vocabulary)."""
+        return self._run(ids)[:, -1]
 
     def fill(self, ids: Tensor) -> None:
-        """Fill a cache, and remember its self-attention's part, to which ``step`` appends."""
-        self._cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        """Fill the cache, and remember its self-attention's part, to which ``step`` appends."""
         # Without the projection to the vocabulary, whose logits for all of `ids` nobody wants.
         self.model.get_decoder()(
             input_ids=ids,
@@ -66,150 +43,40 @@ class OriginalStepper:
         self._kept = [(layer, layer.keys, layer.values) for layer in self._cache.self_attention_cache.layers]
 
     def step(self, tokens: Tensor) -> Tensor:
-        """The logits of one more token."""
+        """The logits of one more token, behind what ``fill`` left."""
         for layer, keys, values in self._kept:
             layer.keys, layer.values = keys, values
-        return self._run(tokens[:, None], self._cache)[:, -1]
+        return self._run(tokens[:, None])[:, -1]
 
-    logits = step
-
-    @contextmanager
-    def uncaptured(self) -> Iterator[None]:
-        """Nothing is captured."""
-        yield
-
-    def _run(self, ids: Tensor, cache: EncoderDecoderCache | None) -> Tensor:
-        output = self.model(encoder_outputs=self.encoded, decoder_input_ids=ids, past_key_values=cache, use_cache=True)
-        logits: Tensor = output.logits
+    def _run(self, ids: Tensor) -> Tensor:
+        logits: Tensor = self.model(
+            encoder_outputs=self.encoded, decoder_input_ids=ids, past_key_values=self._cache, use_cache=True
+        ).logits
         return logits
-
-
-class FlashStepper:
-    """This project's decoding loop, taken apart at the seams that it has itself."""
-
-    def __init__(self, model: Any, states: Tensor) -> None:
-        self.model, self.encoded = model, states
-        self._stores_cross = stores_cross(model, len(states), MAX_TARGET_POSITIONS)
-        # Where generate captures its steps; on a CPU a session steps too, which the tests use.
-        self.captures = states.device.type == "cuda"
-        self.uses_session = self.captures
-        self._session: Any = None
-        self._decoder: Any = None
-        self._length = 0
-
-    def prefill(self, ids: Tensor) -> Tensor:
-        """Project the cross-attention's keys and values, where they are stored, and run the prompt."""
-        logits: Tensor = self._decoder_of(self.model.decoder_weights(), MAX_TARGET_POSITIONS).read_prompt(ids)
-        return logits
-
-    def fill(self, ids: Tensor) -> None:
-        """Fill a cache of one position more; on CUDA that of a session, which captures the step."""
-        from whisper_flash_attention.captured_decoding import on_decoding_stream
-
-        with on_decoding_stream(self.encoded.device):
-            self._fill(ids)
-        compiled = getattr(self._decoder, "compiled", None) is not None and not self.uses_session
-        self.model.note_decoding(
-            self._decoder.cache, captured=self.captures, **({"compiled": True} if compiled else {})
-        )
-
-    def _fill(self, ids: Tensor) -> None:
-        from whisper_flash_attention.captured_decoding import GreedySession
-
-        self._length = ids.shape[1]
-        weights = self.model.decoder_weights()
-        if self.uses_session:
-            self._session = GreedySession(
-                weights,
-                self._shape(self._length + 1),
-                None,
-                None,
-                stores_cross=self._stores_cross,
-                captures=self.captures,
-            )
-            if self._session.states is not None:
-                self._session.hold_states(self.encoded)
-            self._decoder = self._decoder_over(weights, self._session.cache)
-        else:
-            self._decoder = self._decoder_of(weights, self._length + 1)
-        self._decoder.read_prompt(ids)
-
-    def step(self, tokens: Tensor) -> Tensor:
-        """The logits of one more token; on CUDA the tokens that a session holds, the chosen one last."""
-        from whisper_flash_attention.captured_decoding import on_decoding_stream
-
-        if self._session is None:
-            return self.logits(tokens)
-        with on_decoding_stream(self.encoded.device):
-            self._session.start(tokens, self._length + 1)
-            self._session.run(self._length + 1, self._length + 2, None)
-        ids: Tensor = self._session.ids
-        return ids
-
-    def logits(self, tokens: Tensor) -> Tensor:
-        """The logits of one more token."""
-        logits: Tensor = self._decoder.step(tokens, self._length + 1)
-        return logits
-
-    @contextmanager
-    def uncaptured(self) -> Iterator[None]:
-        """Let the session step without its graph."""
-        if self._session is not None:
-            self._session.captures = False
-        try:
-            yield
-        finally:
-            if self._session is not None:
-                self._session.captures = self.captures
-
-    def _shape(self, capacity: int) -> Any:
-        from whisper_flash_attention.kv_cache import CacheShape
-
-        config = self.model.config
-        return CacheShape(
-            layers=config.decoder_layers,
-            batch=len(self.encoded),
-            heads=config.decoder_attention_heads,
-            head_dim=config.d_model // config.decoder_attention_heads,
-            capacity=capacity,
-            frames=ENCODER_POSITIONS,
-        )
-
-    def _decoder_of(self, weights: Any, capacity: int) -> Any:
-        from whisper_flash_attention.kv_cache import CrossBuffer, WhisperKVCache
-
-        shape, dtype, device = self._shape(capacity), self.encoded.dtype, self.encoded.device
-        buffer = CrossBuffer.empty(shape, dtype, device) if self._stores_cross else None
-        return self._decoder_over(weights, WhisperKVCache(shape, dtype, device, buffer))
-
-    def _decoder_over(self, weights: Any, cache: Any) -> Any:
-        from whisper_flash_attention.decode_step import project_cross
-        from whisper_flash_attention.decoder import Decoder as FlashDecoder
-
-        if cache.cross_buffer is not None:
-            project_cross(weights, cache.cross_buffer, self.encoded, 0)
-        return FlashDecoder(weights, cache, None if self._stores_cross else self.encoded)
 
 
 class Decoder(Component):
-    """What prefill and step share: a stepper, made in the warm-up, so that its memory counts."""
+    """What prefill and step share: made-up encoder states, and the implementation's stepper over them."""
 
     def prepare(self) -> None:
         """Make the encoder's output up."""
         self.states = self.random_states(ENCODER_POSITIONS)
-        self._stepper: Stepper | None = None
 
     @property
     def positions(self) -> int:
         """As many as there are: that is what ``generate`` prepares for where it is not told otherwise."""
         return MAX_TARGET_POSITIONS
 
-    def stepper(self) -> Stepper:
-        """The implementation's stepper."""
-        if self._stepper is None:
-            kind = FlashStepper if hasattr(self.model, "decoder_weights") else OriginalStepper
-            self._stepper = kind(self.model, self.states)
-        return self._stepper
+    @property
+    def is_flash(self) -> bool:
+        """Whether the model is this project's."""
+        return self.implementation == "flash"
+
+    def flash_stepper(self, max_length: int, **kind: bool) -> Any:
+        """The package's; its commits before it had one cannot be measured."""
+        from whisper_flash_attention import WhisperDecodingStepper
+
+        return WhisperDecodingStepper(self.model, self.states, max_length, **kind)
 
 
 class Prefill(Decoder):
@@ -223,8 +90,13 @@ class Prefill(Decoder):
 
     @torch.no_grad()
     def compute(self) -> Tensor:
-        """The logits, (batch, vocabulary)."""
-        return self.stepper().prefill(self.prompt)
+        """The logits, (batch, vocabulary); cross-attention's keys and values are projected first, where stored."""
+        if self.is_flash:
+            stepper = self.flash_stepper(MAX_TARGET_POSITIONS, captures=False)
+        else:
+            stepper = OriginalStepper(self.model, self.states)
+        logits: Tensor = stepper.read_prompt(self.prompt)
+        return logits
 
     def outputs(self) -> tuple[Tensor, ...]:
         """The same."""
@@ -232,33 +104,35 @@ class Prefill(Decoder):
 
 
 class DecodeStep(Decoder):
-    """One token behind a cache of the work's length, to its logits."""
+    """One token behind a cache of the work's length, to its logits; on CUDA to the token that flash chooses."""
 
     def prepare(self) -> None:
         """Make the tokens of the cache, and the one behind them."""
         super().prepare()
         ids = self.random_tokens(self.work.cache_length + 1)
         self.cached, self.last = ids[:, :-1], ids[:, -1].contiguous()
+        self._stepper: Any = None
 
     @torch.no_grad()
-    def stepper(self) -> Stepper:
-        """The stepper, with its cache filled."""
-        is_new = self._stepper is None
-        stepper = super().stepper()
-        if is_new:
-            stepper.fill(self.cached)
-        return stepper
+    def stepper(self) -> Any:
+        """The stepper with its cache filled, made in the warm-up, so that its memory counts."""
+        if self._stepper is None and self.is_flash:
+            self._stepper = self.flash_stepper(self.work.cache_length + 1)
+            self._stepper.read_prompt(self.cached)
+        elif self._stepper is None:
+            self._stepper = OriginalStepper(self.model, self.states)
+            self._stepper.fill(self.cached)
+        if self.is_flash:
+            self._stepper.length = self.work.cache_length
+        return self._stepper
 
     @torch.no_grad()
     def compute(self) -> Any:
         """What the step gives."""
-        return self.stepper().step(self.last)
+        stepper = self.stepper()
+        return (stepper.greedy_step if self.is_flash and self.place.device.type == "cuda" else stepper.step)(self.last)
 
     @torch.no_grad()
     def outputs(self) -> tuple[Tensor, ...]:
         """The logits, (batch, vocabulary)."""
-        return (self.stepper().logits(self.last),)
-
-    def uncaptured(self) -> Any:
-        """Step operator by operator."""
-        return self.stepper().uncaptured()
+        return (self.stepper().step(self.last),)

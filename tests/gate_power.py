@@ -30,7 +30,7 @@ from scipy.stats import binomtest
 
 from perf_tests.ab.command import CASE_BUDGET_SECONDS
 from perf_tests.ab.pooling import pool_runs
-from perf_tests.ab.process import Job, measure
+from perf_tests.ab.process import Job, measure_once
 from perf_tests.gate.comparison import Comparison, compare_runs
 from perf_tests.gate.noise import LEAST_RUNS, measure_noise
 from perf_tests.gate.thresholds import KINDS, TIME, Rules
@@ -98,14 +98,12 @@ def bank(folder: Path) -> None:
     wanted = [(number, name) for name, kind in BANKED.items() for number in range(1, kind.count + 1)]
     wanted.sort(key=lambda item: (item[0] / BANKED[item[1]].count, item[1]))
     for number, name in wanted:
-        out = folder / name / f"{number:03}.json"
-        if not out.exists():
-            print(f"{name} {number} of {BANKED[name].count}", flush=True)
-            measure_kind(BANKED[name], out)
+        what = f"{name} {number} of {BANKED[name].count}"
+        measure_kind(BANKED[name], folder / name / f"{number:03}.json", what)
 
 
-def measure_kind(kind: Kind, out: Path) -> None:
-    """One run in a fresh process."""
+def measure_kind(kind: Kind, out: Path, what: str) -> None:
+    """One run in a fresh process, if it is missing."""
     arguments = [*ORDINARY]
     if kind.short:
         arguments.append(f"--perf-case-budget={CASE_BUDGET_SECONDS}")
@@ -113,7 +111,7 @@ def measure_kind(kind: Kind, out: Path) -> None:
         os.environ["PERF_PLANTED_DELAY"] = str(kind.delay)
         arguments += ["-p", "tests.plugins.planted_delay"]
     with busy_core() if kind.busy else nothing():
-        measure(Job(ROOT, out, (TARGET,), arguments))
+        measure_once(Job(ROOT, out, (TARGET,), arguments), lambda: print(what, flush=True))
 
 
 @contextmanager

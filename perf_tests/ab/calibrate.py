@@ -6,6 +6,7 @@ Exit codes: 0 where the calibration was written, 2 where it could not be or the 
 import argparse
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from perf_tests.runs.references import FORMS, add_storage, locate, storage_path
 from perf_tests.runs.saved import Run, read_run
 
 from .arguments import SESSIONS, interrupts_end_in_order, session_name
-from .process import Job, measure
+from .process import Job, measure_once
 from .trees import WORKING_TREE, digest_of, find_repository, find_revision
 
 RUNS = 10
@@ -67,12 +68,8 @@ def measure_runs(options: argparse.Namespace, arguments: Sequence[str]) -> list[
     runs = []
     with interrupts_end_in_order(folder):
         for number in range(1, options.runs + 1):
-            out = folder / f"{number:03}.json"
-            if out.exists():
-                runs.append(read_run(out))
-                continue
-            tell("calibrate", f"run {number} of {options.runs}")
-            runs.append(measure(Job(repository, out, arguments=arguments)))
+            job = Job(repository, folder / f"{number:03}.json", arguments=arguments)
+            runs.append(measure_once(job, partial(tell, "calibrate", f"run {number} of {options.runs}")))
     return runs
 
 

@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,6 +66,18 @@ def measure(job: Job) -> Run:
         raise BadInputError(f"pytest in {clean(job.tree)} ended with {code}: {_last_words(job.log)}")
     draft.replace(job.out)
     return read_run(job.out)
+
+
+def measure_once(job: Job, tell: Callable[[], object] = lambda: None) -> Run:
+    """The job's run: what an interrupted session left of it, or measured now, after ``tell``.
+
+    Raises:
+        BadInputError: as ``measure``.
+    """
+    if job.out.exists():
+        return read_run(job.out)
+    tell()
+    return measure(job)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

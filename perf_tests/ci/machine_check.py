@@ -4,6 +4,8 @@ from typing import Any, NamedTuple
 
 import psutil  # type: ignore[import-untyped]
 
+from perf_tests.machine import nvml
+
 # A display server or a monitor may hold some of the memory; a job of somebody else holds more.
 MOST_USED_SHARE = 0.05
 MOST_CELSIUS = 80
@@ -59,11 +61,8 @@ class Gpu(NamedTuple):
 
 def look_at_gpus() -> list[Gpu]:
     """The GPUs that NVML knows; none where there is no NVIDIA driver."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-    except Exception:  # no package, no driver, no permission: the same to the caller
+    pynvml = nvml.load()
+    if pynvml is None:
         return []
     try:
         handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
@@ -81,30 +80,27 @@ def describe_host() -> str:
 
 
 def _look(pynvml: Any, handle: Any) -> Gpu:
-    def ask(question: Any, *arguments: Any) -> Any:
-        try:
-            return question(handle, *arguments)
-        except pynvml.NVMLError:
-            return None
+    def ask(question: str, *arguments: Any) -> Any:
+        return nvml.ask(pynvml, question, handle, *arguments)
 
-    memory = ask(pynvml.nvmlDeviceGetMemoryInfo)
-    mig = ask(pynvml.nvmlDeviceGetMigMode)
-    persistence = ask(pynvml.nvmlDeviceGetPersistenceMode)
-    limit = ask(pynvml.nvmlDeviceGetPowerManagementLimit)
-    processes = ask(pynvml.nvmlDeviceGetComputeRunningProcesses) or []
+    memory = ask("nvmlDeviceGetMemoryInfo")
+    mig = ask("nvmlDeviceGetMigMode")
+    persistence = ask("nvmlDeviceGetPersistenceMode")
+    limit = ask("nvmlDeviceGetPowerManagementLimit")
+    processes = ask("nvmlDeviceGetComputeRunningProcesses") or []
     return Gpu(
-        name=str(ask(pynvml.nvmlDeviceGetName)),
+        name=str(ask("nvmlDeviceGetName")),
         driver=str(pynvml.nvmlSystemGetDriverVersion()),
         memory_bytes=memory and int(memory.total),
         free_bytes=memory and int(memory.free),
         processes=tuple(int(process.pid) for process in processes),
-        celsius=ask(pynvml.nvmlDeviceGetTemperature, pynvml.NVML_TEMPERATURE_GPU),
+        celsius=ask("nvmlDeviceGetTemperature", pynvml.NVML_TEMPERATURE_GPU),
         persistence=None if persistence is None else bool(persistence),
         mig=None if mig is None else mig[0] == pynvml.NVML_DEVICE_MIG_ENABLE,
-        sm_clock_mhz=ask(pynvml.nvmlDeviceGetClockInfo, pynvml.NVML_CLOCK_SM),
-        most_sm_clock_mhz=ask(pynvml.nvmlDeviceGetMaxClockInfo, pynvml.NVML_CLOCK_SM),
+        sm_clock_mhz=ask("nvmlDeviceGetClockInfo", pynvml.NVML_CLOCK_SM),
+        most_sm_clock_mhz=ask("nvmlDeviceGetMaxClockInfo", pynvml.NVML_CLOCK_SM),
         power_limit_watts=None if limit is None else limit / 1000,
-        throttle_reasons=ask(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons),
+        throttle_reasons=ask("nvmlDeviceGetCurrentClocksThrottleReasons"),
     )
 
 

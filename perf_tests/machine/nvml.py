@@ -75,10 +75,7 @@ class Gpu:
         )
 
     def _ask(self, question: str, *arguments: Any) -> Any:
-        try:
-            return getattr(self._nvml, question)(*arguments)
-        except self._nvml.NVMLError:
-            return None
+        return ask(self._nvml, question, *arguments)
 
 
 @contextmanager
@@ -111,7 +108,7 @@ def query_nvml(device: str) -> Nvml:
 @contextmanager
 def open_gpu(device: str) -> Iterator[Gpu | None]:
     """A torch device as NVML knows it; ``None`` where nvidia-ml-py or the driver is missing."""
-    pynvml = _load()
+    pynvml = load()
     if pynvml is None:
         yield None
         return
@@ -121,7 +118,8 @@ def open_gpu(device: str) -> Iterator[Gpu | None]:
         pynvml.nvmlShutdown()
 
 
-def _load() -> Any:
+def load() -> Any:
+    """nvidia-ml-py, initialized; ``None`` where it or the driver is missing. Who gets it shuts it down."""
     try:
         import pynvml
     except ImportError:
@@ -131,6 +129,14 @@ def _load() -> Any:
     except pynvml.NVMLError:
         return None
     return pynvml
+
+
+def ask(pynvml: Any, question: str, *arguments: Any) -> Any:
+    """NVML's answer; ``None`` where it refuses one."""
+    try:
+        return getattr(pynvml, question)(*arguments)
+    except pynvml.NVMLError:
+        return None
 
 
 def _find(pynvml: Any, device: str) -> Gpu | None:

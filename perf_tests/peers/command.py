@@ -5,11 +5,13 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from perf_tests.common.cli import make_parser, run_command, tell
 from perf_tests.common.errors import BadInputError
 from perf_tests.matrix.cases import CHECKPOINTS, Cell
 from perf_tests.matrix.plan import SYNTHETIC, WEIGHTS, check_dataset
@@ -29,30 +31,13 @@ CHECKED_CLIPS = 4
 LEAST_WIDTH = 160
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of exiting."""
-        raise BadInputError(message)
-
-
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: list[str]) -> int:
     """Run the command.
 
     Returns:
         0; 1 where a row could not be measured, or float32 tokens are not the original's; 2 for bad input.
     """
-    errors = Console(stderr=True, highlight=False)
-    try:
-        options = parse(arguments)
-        return run(options, lambda line: errors.print(f"peers: {line}", markup=False))
-    except BadInputError as error:
-        errors.print(f"peers: {error}", markup=False, soft_wrap=True)
-        return 2
-    except KeyboardInterrupt:
-        errors.print("peers: interrupted")
-        return 130
+    return run_command("peers", lambda: run(parse(arguments), partial(tell, "peers")))
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -61,7 +46,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     Raises:
         BadInputError: with one line for the user.
     """
-    parser = Parser(prog="python -m perf_tests peers", description=__doc__, allow_abbrev=False)
+    parser = make_parser("peers", str(__doc__))
     parser.add_argument(
         "--checkpoint", action="append", metavar="NAME", help="of the contest, repeatable; the default is tiny.en"
     )

@@ -11,6 +11,8 @@ import altair as alt
 
 from perf_tests.matrix.cases import IMPLEMENTATIONS
 
+from .content import Chart, columns_of
+
 ROWS = "rows"
 SHAPES = {"original": "circle", "eager": "square", "flash": "diamond"}
 STATE_SHAPES = {"better": "triangle-up", "no difference shown": "circle", "worse": "triangle-down"}
@@ -92,3 +94,25 @@ def rule_at(value: float) -> alt.Chart:
     line = alt.Chart(alt.InlineData([{"at": value}])).mark_rule(strokeDash=[4, 3], color="var(--muted)")
     marked: alt.Chart = line.encode(x="at:Q")
     return marked
+
+
+def dots(
+    data: Sequence[Mapping[str, Any]],
+    x: alt.X,
+    colour: alt.Color,
+    shape: alt.Shape,
+    tips: Sequence[tuple[str, ...]],
+    *,
+    at: float,
+    title: str,
+    description: str,
+    caption: str = "",
+) -> Chart:
+    """A dot per row beside a line at the value that means something; ``tips`` are the arguments of ``tip``."""
+    points = (
+        chart()
+        .mark_point(filled=True, size=80, opacity=0.9)
+        .encode(y=cell_axis(), x=x, color=colour, shape=shape, tooltip=[tip(*each) for each in tips])
+    )
+    spec = finish(rule_at(at), points, height=height_of(data), description=description)
+    return Chart(title, spec, columns_of(data), caption, wide=True)

@@ -103,7 +103,7 @@ class Lab:
 def lab(monkeypatch: pytest.MonkeyPatch) -> Lab:
     made = Lab()
     monkeypatch.setattr(session, "measure", made.measure)
-    monkeypatch.setattr("perf_tests.ab.calibrate.measure", made.measure)
+    monkeypatch.setattr("perf_tests.ab.process.measure", made.measure)
     return made
 
 

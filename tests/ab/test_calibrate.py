@@ -239,7 +239,7 @@ def test_a_process_that_fails_ends_it(say: Say, lab: Lab, monkeypatch: pytest.Mo
     def refuse(job: Job) -> None:
         raise BadInputError("pytest ended with 4")
 
-    monkeypatch.setattr(calibrate, "measure", refuse)
+    monkeypatch.setattr("perf_tests.ab.process.measure", refuse)
     code, _, err = say()
     assert code == 2
     assert err.endswith("perf_tests calibrate: pytest ended with 4\n")

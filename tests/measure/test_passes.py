@@ -44,7 +44,7 @@ class Pedantic:
 def tokens_of(mini_cell: Cell, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Measures an implementation's case; returns how many tokens each implementation was asked for, as rounds."""
     monkeypatch.setitem(cases.SETTINGS, mini_cell.setting, cases.Setting(2, TOKENS, 10))
-    monkeypatch.setattr("perf_tests.machine.nvml._load", lambda: None)
+    monkeypatch.setattr("perf_tests.machine.nvml.load", lambda: None)
     asked: Counter[str] = Counter()
 
     def generate(self: Subject, **other: Any) -> torch.Tensor:

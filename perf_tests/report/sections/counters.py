@@ -6,7 +6,7 @@ from typing import Any
 import altair as alt
 
 from perf_tests.report import charts
-from perf_tests.report.content import Chart, Section, Table, columns_of, number_cell, text_cell
+from perf_tests.report.content import Chart, Section, Table, number_cell, text_cell
 from perf_tests.report.numbers import show_count, show_ratio
 from perf_tests.report.rows import Row
 from perf_tests.report.subject import Subject
@@ -60,31 +60,21 @@ def _chart(rows: Sequence[Row], keys: Sequence[str]) -> Chart | None:
     if not data:
         return None
     present = [NAMES[key] for key in keys]
-    points = (
-        charts.chart()
-        .mark_point(filled=True, size=80, opacity=0.9)
-        .encode(
-            y=charts.cell_axis(),
-            x=alt.X("ratio:Q", title="flash / original", scale=alt.Scale(zero=False, padding=12)),
-            color=alt.Color(
-                "counter:N",
-                scale=alt.Scale(domain=present, range=[*COLOURS[: len(present)]]),
-                legend=alt.Legend(title=None),
-            ),
-            shape=alt.Shape("counter:N", scale=alt.Scale(domain=present, range=[*SHAPES[: len(present)]])),
-            tooltip=[
-                charts.tip("label:N", "cell"),
-                charts.tip("counter:N", "counter"),
-                charts.tip("ratio:Q", "flash / original", ".4~g"),
-                charts.tip("flash:Q", "flash", ",.0f"),
-                charts.tip("original:Q", "original", ",.0f"),
-            ],
-        )
-    )
-    spec = charts.finish(
-        charts.rule_at(1),
-        points,
-        height=charts.height_of(data),
+    colour = alt.Scale(domain=present, range=[*COLOURS[: len(present)]])
+    shape = alt.Scale(domain=present, range=[*SHAPES[: len(present)]])
+    return charts.dots(
+        data,
+        alt.X("ratio:Q", title="flash / original", scale=alt.Scale(zero=False, padding=12)),
+        alt.Color("counter:N", scale=colour, legend=alt.Legend(title=None)),
+        alt.Shape("counter:N", scale=shape),
+        [
+            ("label:N", "cell"),
+            ("counter:N", "counter"),
+            ("ratio:Q", "flash / original", ".4~g"),
+            ("flash:Q", "flash", ",.0f"),
+            ("original:Q", "original", ",.0f"),
+        ],
+        at=1,
+        title="Exact counters, flash / original",
         description="Exact counters of flash relative to the original, by cell; left of 1 is less.",
     )
-    return Chart("Exact counters, flash / original", spec, columns_of(data), wide=True)

@@ -6,7 +6,7 @@ from typing import Any
 import altair as alt
 
 from perf_tests.report import charts
-from perf_tests.report.content import Cell, Chart, Section, Table, columns_of, number_cell, text_cell
+from perf_tests.report.content import Cell, Chart, Section, Table, number_cell, text_cell
 from perf_tests.report.numbers import show_count, show_ratio, show_seconds
 from perf_tests.report.subject import Subject
 from perf_tests.runs.document import mapping
@@ -86,27 +86,20 @@ def _chart(cases: Sequence[CaseView]) -> Chart:
         for case in cases
     ]
     present = list(dict.fromkeys(str(case.implementation) for case in cases))
-    points = (
-        charts.chart()
-        .mark_point(filled=True, size=80, opacity=0.9)
-        .encode(
-            y=charts.cell_axis(),
-            x=alt.X("fraction:Q", title="floor / median round", scale=alt.Scale(domainMin=0)),
-            color=charts.implementation_colour(present),
-            shape=charts.implementation_shape(present),
-            tooltip=[
-                charts.tip("label:N", "case"),
-                charts.tip("implementation:N", "implementation"),
-                charts.tip("fraction:Q", "fraction of the limit", ".3~g"),
-                charts.tip("seconds:Q", "median round, s", ".4~g"),
-                charts.tip("floor:Q", "floor, s", ".4~g"),
-            ],
-        )
-    )
-    spec = charts.finish(
-        charts.rule_at(1),
-        points,
-        height=charts.height_of(data),
+    return charts.dots(
+        data,
+        alt.X("fraction:Q", title="floor / median round", scale=alt.Scale(domainMin=0)),
+        charts.implementation_colour(present),
+        charts.implementation_shape(present),
+        [
+            ("label:N", "case"),
+            ("implementation:N", "implementation"),
+            ("fraction:Q", "fraction of the limit", ".3~g"),
+            ("seconds:Q", "median round, s", ".4~g"),
+            ("floor:Q", "floor, s", ".4~g"),
+        ],
+        at=1,
+        title="Fraction of the machine's limit",
         description="Fraction of the machine's limit that each component reaches; 1 is the limit.",
+        caption="Right is nearer to the limit.",
     )
-    return Chart("Fraction of the machine's limit", spec, columns_of(data), "Right is nearer to the limit.", wide=True)

@@ -6,7 +6,7 @@ from typing import Any
 import altair as alt
 
 from perf_tests.report import charts
-from perf_tests.report.content import Cell, Chart, Section, Table, columns_of, number_cell, text_cell
+from perf_tests.report.content import Cell, Chart, Section, Table, number_cell, text_cell
 from perf_tests.report.numbers import show_significant
 from perf_tests.report.rows import Row
 from perf_tests.report.subject import Subject
@@ -74,33 +74,20 @@ def _chart(checked: Sequence[tuple[Row, CaseView]], present: Sequence[str]) -> C
     if not data:
         return None
     drawn = [name for name in present if any(one["implementation"] == name for one in data)]
-    points = (
-        charts.chart()
-        .mark_point(filled=True, size=80, opacity=0.9)
-        .encode(
-            y=charts.cell_axis(),
-            x=alt.X("used:Q", title="error / allowed (logarithmic)", scale=alt.Scale(type="log", padding=12)),
-            color=charts.implementation_colour(drawn),
-            shape=charts.implementation_shape(drawn),
-            tooltip=[
-                charts.tip("label:N", "cell"),
-                charts.tip("implementation:N", "implementation"),
-                charts.tip("used:Q", "error / allowed", ".3~g"),
-                charts.tip("error:Q", "largest error, logits", ".2~e"),
-                charts.tip("bound:Q", "allowed, logits", ".2~e"),
-            ],
-        )
-    )
-    spec = charts.finish(
-        charts.rule_at(1),
-        points,
-        height=charts.height_of(data),
+    return charts.dots(
+        data,
+        alt.X("used:Q", title="error / allowed (logarithmic)", scale=alt.Scale(type="log", padding=12)),
+        charts.implementation_colour(drawn),
+        charts.implementation_shape(drawn),
+        [
+            ("label:N", "cell"),
+            ("implementation:N", "implementation"),
+            ("used:Q", "error / allowed", ".3~g"),
+            ("error:Q", "largest error, logits", ".2~e"),
+            ("bound:Q", "allowed, logits", ".2~e"),
+        ],
+        at=1,
+        title="Largest error / allowed error",
         description="Largest error of the logits over the allowed error, by cell and implementation; left of 1 passes.",
-    )
-    return Chart(
-        "Largest error / allowed error",
-        spec,
-        columns_of(data),
-        "Left of 1 passes. Errors of 0 are not drawn.",
-        wide=True,
+        caption="Left of 1 passes. Errors of 0 are not drawn.",
     )

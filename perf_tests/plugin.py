@@ -35,7 +35,6 @@ HAS_CASES = pytest.StashKey[bool]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the ``--perf-`` options."""
     options.add_options(parser)
     timeouts.add_option(parser)
     resume.add_option(parser)
@@ -103,7 +102,6 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def pytest_report_collectionfinish(config: pytest.Config, items: Sequence[pytest.Item]) -> list[str]:
-    """The header."""
     cases = [item for item in items if is_perf_item(item)]
     if JOURNAL not in config.stash or not cases:
         return []
@@ -126,7 +124,6 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Note each phase's outcome."""
     report = yield
     if is_perf_item(item) and JOURNAL in item.config.stash:
         outcomes.note_phase(item, call, report)

@@ -33,7 +33,6 @@ class Job(NamedTuple):
         return self.out.with_suffix(".log")
 
     def command(self, out: Path) -> list[str]:
-        """The command line."""
         position = ["--perf-control-after"] if self.control_after else []
         return [
             *(sys.executable, "-m", "pytest", *self.targets, "-p", "no:cacheprovider"),

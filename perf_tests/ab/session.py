@@ -59,7 +59,6 @@ class Pooled(NamedTuple):
     head: Mapping[str, Any]
 
     def runs(self) -> tuple[Run, Run]:
-        """What ``compare`` takes."""
         return parse_run(self.base, "base"), parse_run(self.head, "head")
 
 
@@ -116,7 +115,6 @@ class Session:
         return Pooled(base, head)
 
     def save(self) -> Pooled:
-        """Write ``base.json`` and ``head.json``."""
         pooled = self.pool()
         for side, document in zip(self.sides, pooled, strict=True):
             write_file(self.folder / f"{side.name}.json", (json.dumps(document, indent=4) + "\n").encode())

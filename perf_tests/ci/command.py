@@ -162,13 +162,11 @@ def suite_arguments(options: argparse.Namespace) -> list[str]:
 
 
 def add_shards(parser: argparse.ArgumentParser) -> None:
-    """Add ``--shards``."""
     text = "how many parts there are: a number, or all of them as JSON, [1, 2, 3] (default: 1)"
     parser.add_argument("--shards", default="1", metavar="N", help=text)
 
 
 def add_strict(parser: argparse.ArgumentParser) -> None:
-    """Add ``--strict``."""
     parser.add_argument("--strict", action="store_true", help="what could not be judged ends with 1 too")
 
 

@@ -14,12 +14,10 @@ class Parser(argparse.ArgumentParser):
     """Refuses what was typed in one line, like everything else."""
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong."""
         raise BadInputError(f"{message} (--help says what there is)")
 
 
 def make_parser(command: str, description: str) -> Parser:
-    """A command's parser."""
     return Parser(prog=f"python -m perf_tests {command}", description=description, allow_abbrev=False)
 
 

@@ -39,7 +39,6 @@ RESULT = pytest.StashKey[Comparison | str]()
 
 
 def add_option(parser: pytest.Parser) -> None:
-    """Add the option."""
     parser.getgroup("perf").addoption(
         OPTION,
         metavar="NAME",
@@ -106,7 +105,6 @@ def check_baseline(config: pytest.Config, *, counted: bool) -> None:
 
 
 def keep_saved(config: pytest.Config, output_json: dict[str, Any]) -> None:
-    """Keep what is saved."""
     if GATE in config.stash:
         config.stash[SAVED] = json.loads(safe_dumps(output_json))  # type: ignore[no-untyped-call]
 

@@ -20,7 +20,6 @@ class Verdict(StrEnum):
 
     @property
     def badness(self) -> int:
-        """For ordering."""
         return list(Verdict).index(self)
 
 

@@ -119,7 +119,6 @@ class OperatorCounter(TorchDispatchMode):
         return result
 
     def compute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call the operator ``func``."""
         return func(*args, **kwargs)
 
 

@@ -93,7 +93,6 @@ class Procedure:
         return record_memory(subject, warm_up)
 
     def count(self, case: Case, subject: Subject) -> dict[str, Any]:
-        """The counters' pass."""
         if self.plan.counts_hollow(case.setting):
             return record_counters(count_hollow_round(subject, case))
         return record_counters(count_round(subject, getattr(SETTINGS.get(case.setting), "new_tokens", None)))

@@ -187,7 +187,6 @@ def show(
     weights: str,
     versions: str,
 ) -> None:
-    """Print the tables."""
     from perf_tests.machine.describe import describe_cpu
 
     from .tables import print_contest, print_rows, print_transcripts

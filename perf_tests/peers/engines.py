@@ -56,7 +56,6 @@ class Job(NamedTuple):
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """The checkpoint's vocabulary."""
         return vocabulary_of(CHECKPOINTS[self.cell.checkpoint].vocab_size)
 
     def suppressed(self, forced: bool) -> list[int]:
@@ -96,7 +95,6 @@ class TransformersEngine:
         return version_of("transformers")
 
     def load(self, job: Job) -> Round:
-        """See ``Engine``."""
         import numpy as np
         import torch
 
@@ -135,7 +133,6 @@ class FasterWhisperEngine:
         return f"{own}, CTranslate2 {ctranslate2}" if own else None
 
     def load(self, job: Job) -> Round:
-        """See ``Engine``."""
         # CTranslate2 imports torch where it is installed, for conversion only: keep torch's threads out of here.
         blocked: Any = {"torch": None}
         sys.modules.update(blocked)
@@ -175,11 +172,9 @@ class OpenaiWhisperEngine:
 
     @property
     def version(self) -> str | None:
-        """Its version."""
         return version_of("openai-whisper")
 
     def load(self, job: Job) -> Round:
-        """See ``Engine``."""
         whisper = import_peer("whisper", "openai-whisper")
         import numpy as np
         import torch

@@ -64,7 +64,6 @@ class Process:
         return cast(T, answer.result)
 
     def close(self) -> None:
-        """End the process."""
         self._pool.shutdown(cancel_futures=True)
 
 
@@ -92,7 +91,6 @@ class Worker:
         return self._process.call(_transcribe, clip)
 
     def close(self) -> None:
-        """End the process."""
         self._process.close()
 
 

@@ -66,7 +66,6 @@ def implementation_shape(present: Sequence[str]) -> alt.Shape:
 
 
 def colour_of(implementation: str) -> str:
-    """A known implementation's colour."""
     return f"var(--{implementation})" if implementation in IMPLEMENTATIONS else "var(--other)"
 
 

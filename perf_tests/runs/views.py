@@ -67,7 +67,6 @@ class CaseView:
 
     @property
     def median_seconds(self) -> float | None:
-        """The median round."""
         if self.seconds:
             return median(self.seconds)
         recorded = number(mapping(self.bench.get("stats")).get("median"))

@@ -27,7 +27,6 @@ POLL_SECONDS = 0.5
 
 
 def add_option(parser: pytest.Parser) -> None:
-    """Add the option."""
     parser.getgroup("perf").addoption(
         OPTION,
         metavar="MINUTES",

@@ -33,7 +33,6 @@ HOST = ("cpu.brand_raw", "thread_count", "system")
 
 
 def add_option(parser: pytest.Parser) -> None:
-    """Add the option."""
     parser.getgroup("perf").addoption(
         OPTION,
         action="store_true",

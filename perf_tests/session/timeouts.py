@@ -26,7 +26,6 @@ SECONDS = pytest.StashKey[float]()
 
 
 def add_option(parser: pytest.Parser) -> None:
-    """Add the option."""
     parser.getgroup("perf").addoption(
         OPTION,
         metavar="SECONDS",

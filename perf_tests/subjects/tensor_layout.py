@@ -15,7 +15,6 @@ class Layout(NamedTuple):
 
     @classmethod
     def of(cls, tensor: torch.Tensor) -> "Layout":
-        """The layout of ``tensor``."""
         return cls(tensor.shape, tensor.stride(), tensor.dtype)
 
     def zeros(self) -> torch.Tensor:

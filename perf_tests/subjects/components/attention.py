@@ -35,7 +35,6 @@ class Attention(Component):
         self.features = self.arguments["hidden_states"]
 
     def attention_backend(self) -> dict[str, str]:
-        """Which kernel served."""
         module: Any = self.model
         kernel = getattr(module, "backend", None) or module.config._attn_implementation
         return {self.work.part: str(kernel)}
@@ -47,5 +46,4 @@ class Attention(Component):
         return states
 
     def outputs(self) -> tuple[Tensor, ...]:
-        """The same."""
         return (self.compute(),)

@@ -83,7 +83,6 @@ class Prefill(Decoder):
     """From encoder states to the logits behind the prompt that ``generate`` starts from."""
 
     def prepare(self) -> None:
-        """Make the prompt."""
         super().prepare()
         prompt = torch.tensor(vocabulary_of(self.dims.vocab_size).prompt, device=self.place.device)
         self.prompt = prompt.expand(self.work.batch_size, -1).contiguous()
@@ -99,7 +98,6 @@ class Prefill(Decoder):
         return logits
 
     def outputs(self) -> tuple[Tensor, ...]:
-        """The same."""
         return (self.compute(),)
 
 
@@ -128,11 +126,9 @@ class DecodeStep(Decoder):
 
     @torch.no_grad()
     def compute(self) -> Any:
-        """What the step gives."""
         stepper = self.stepper()
         return (stepper.greedy_step if self.is_flash and self.place.device.type == "cuda" else stepper.step)(self.last)
 
     @torch.no_grad()
     def outputs(self) -> tuple[Tensor, ...]:
-        """The logits, (batch, vocabulary)."""
         return (self.stepper().step(self.last),)

@@ -16,5 +16,4 @@ class Encoder(Component):
         return states
 
     def outputs(self) -> tuple[Tensor, ...]:
-        """The states."""
         return (self.compute(),)

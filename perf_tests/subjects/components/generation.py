@@ -17,11 +17,9 @@ class Generation(Component):
     """A component whose round is a ``generate``; parity also compares logits of the first window."""
 
     def compute(self) -> Any:
-        """What ``generate`` returns."""
         return self.model.generate(self.features, **self.arguments)
 
     def tokens(self) -> Tensor:
-        """The tokens, (batch, tokens)."""
         given = self.compute()
         tokens: Tensor = given["sequences"] if isinstance(given, dict) else given
         return tokens

@@ -23,7 +23,6 @@ class Load(Component):
         self.model = nn.Module()
 
     def release(self) -> None:
-        """Remove the files too."""
         self._folder.cleanup()
         super().release()
 
@@ -46,5 +45,4 @@ class Load(Component):
         return (given.logits[0],)
 
     def tokens(self) -> Tensor:
-        """The first token."""
         return self.compute()

@@ -39,12 +39,6 @@ def test_ids() -> None:
     assert case.cell.id == "tiny.en-4-single"
 
 
-def test_settings() -> None:
-    assert cases.SETTINGS["single"] == (1, 25, 100)
-    assert cases.SETTINGS["batched"] == (32, 256, 10)
-    assert cases.SETTINGS["batched_small"][:2] == (4, 64)
-
-
 def test_no_case_exceeds_the_decoder() -> None:
     longest = max(setting.new_tokens for setting in cases.SETTINGS.values())
     assert longest + 4 <= cases.MAX_TARGET_POSITIONS

@@ -6,8 +6,7 @@ import pytest
 
 from perf_tests.common.errors import BadInputError
 
-from . import cases
-from . import components as works
+from . import cases, components
 from .plan import (
     DEFAULT_DATASET,
     DEFAULT_PRECISION_PERCENT,
@@ -179,13 +178,13 @@ def _check_named_files(config: pytest.Config) -> None:
     Raises:
         BadInputError: the plan has none for it.
     """
-    planned = {works.matrix_of(case).file for case in config.stash[PLAN].cases}
+    planned = {components.matrix_of(case).file for case in config.stash[PLAN].cases}
     for argument in config.args:
         path = config.invocation_params.dir / argument.partition("::")[0]
         name = path.stem
         if path.resolve().parent.name != TEST_FILES or not name.startswith("test_") or name in planned:
             continue
-        groups = [group for group in (works.COMPONENTS, works.ACCURACY) if name == group.file]
+        groups = [group for group in (components.COMPONENTS, components.ACCURACY) if name == group.file]
         advice = f"give {groups[0].option}, or another preset" if groups else "leave out --perf-components or the like"
         raise BadInputError(f"{path.name}: no case of it is selected; {advice}")
 

@@ -9,8 +9,7 @@ from typing import NamedTuple
 
 from perf_tests.common.errors import BadInputError
 
-from . import cases
-from . import components as works
+from . import cases, components
 
 DTYPES = ("float32", "float16", "bfloat16")
 WEIGHTS = ("random", "pretrained")
@@ -95,8 +94,8 @@ class Plan(NamedTuple):
         """How many rounds a case of ``setting`` is timed for, at least."""
         if setting in self.rounds:
             return self.rounds[setting]
-        if setting in works.WORKS:
-            return works.rounds_of(self.preset, setting)
+        if setting in components.WORKS:
+            return components.rounds_of(self.preset, setting)
         return cases.PRESETS[self.preset].rounds.get(setting, cases.SETTINGS[setting].rounds)
 
     def aim_of(self, setting: str) -> Aim | None:
@@ -104,7 +103,7 @@ class Plan(NamedTuple):
         if setting in self.rounds:
             return None
         least = self.rounds_of(setting)
-        if setting in works.WORKS:
+        if setting in components.WORKS:
             return Aim(least, self.precision, self.case_budget)
         preset = cases.PRESETS[self.preset]
         return Aim(max(least, preset.least_pairs), self.precision, self.case_budget, preset.enough_pairs)
@@ -134,7 +133,7 @@ def make_plan(options: Options, probes: Probes) -> Plan:
         BadInputError: with one line for the user.
     """
     matrix = _choose_matrix(options)
-    weights = "pretrained" if matrix is works.ACCURACY else options.weights
+    weights = "pretrained" if matrix is components.ACCURACY else options.weights
     precision, case_budget = _read_aim(options)
     if options.weights not in WEIGHTS:
         raise BadInputError(f"--perf-weights: {options.weights!r} is unknown; choose from {', '.join(WEIGHTS)}")
@@ -154,7 +153,7 @@ def make_plan(options: Options, probes: Probes) -> Plan:
         full_depth_only=weights == "pretrained",
     )
     if matrix is not cases.GENERATE and not selection.implementations:
-        selection = selection._replace(implementations=works.default_implementations(device, dtype))
+        selection = selection._replace(implementations=components.default_implementations(device, dtype))
     try:
         chosen = cases.select(preset, selection, matrix)
     except cases.SelectionError as error:
@@ -184,11 +183,11 @@ def _choose_matrix(options: Options) -> cases.Matrix:
     if options.components and options.accuracy:
         raise BadInputError("--perf-components and --perf-accuracy: one at a time; they are runs of their own")
     if options.counters_only and (options.components or options.accuracy):
-        asked = works.COMPONENTS.option if options.components else works.ACCURACY.option
+        asked = components.COMPONENTS.option if options.components else components.ACCURACY.option
         raise BadInputError(f"{asked}: --perf-counters-only counts generate's cases; leave one of the two out")
     if options.components:
-        return works.COMPONENTS
-    return works.ACCURACY if options.accuracy else cases.GENERATE
+        return components.COMPONENTS
+    return components.ACCURACY if options.accuracy else cases.GENERATE
 
 
 def _profile_folder(asked: str) -> Path:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from perf_tests.common.errors import BadInputError
-from perf_tests.matrix import components as works
+from perf_tests.matrix import components
 from perf_tests.matrix.cases import PRESETS, SETTINGS
 from perf_tests.matrix.plan import Aim, Options, Probes, cpu_computes, make_plan
 
@@ -152,7 +152,7 @@ def test_no_probe_is_asked_without_need() -> None:
 def test_components_have_fewer_rounds_in_the_quick_preset() -> None:
     plan = make_plan(Options(components=True), CPU)
     assert {case.checkpoint for case in plan.cases} == {"tiny.en"}
-    assert plan.rounds_of("cache_64") < works.WORKS["cache_64"].rounds
+    assert plan.rounds_of("cache_64") < components.WORKS["cache_64"].rounds
     assert make_plan(Options(components=True, rounds="3"), CPU).rounds_of("cache_64") == 3
 
 
@@ -167,14 +167,16 @@ def test_implementations_that_are_not_installed_run_only_where_asked_for(monkeyp
         plan = make_plan(Options(components=True, **options), GPU)
         return {case.implementation for case in plan.cases}
 
-    monkeypatch.setattr(works, "find_spec", lambda name: None)
+    monkeypatch.setattr(components, "find_spec", lambda name: None)
     assert implementations() == {"original", "eager", "flash"}
     assert implementations(implementations=("flash_attention_3",)) == {"flash_attention_3"}
-    assert "not installed" in str(works.why_unavailable("flash_attention_3", "cuda", "float16"))
-    monkeypatch.setattr(works, "find_spec", lambda name: name)
+    assert "not installed" in str(components.why_unavailable("flash_attention_3", "cuda", "float16"))
+    monkeypatch.setattr(components, "find_spec", lambda name: name)
     # FlashAttention 4 brings a module `flash_attn` too, and is another package.
-    assert "flash-attn, which is not installed" in str(works.why_unavailable("flash_attention_2", "cuda", "float16"))
-    monkeypatch.setattr(works.metadata, "distribution", lambda name: name)
-    assert implementations() == {*works.COMPONENT_IMPLEMENTATIONS}
+    assert "flash-attn, which is not installed" in str(
+        components.why_unavailable("flash_attention_2", "cuda", "float16")
+    )
+    monkeypatch.setattr(components.metadata, "distribution", lambda name: name)
+    assert implementations() == {*components.COMPONENT_IMPLEMENTATIONS}
     assert implementations(dtype="float32") == {"original", "eager", "flash"}
-    assert "CPU" in str(works.why_unavailable("flash_attention_2", "cpu", "float16"))
+    assert "CPU" in str(components.why_unavailable("flash_attention_2", "cpu", "float16"))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from perf_tests.machine import describe as machine
+from perf_tests.machine import describe
 from tests.running import ROOT, read_run, run
 from tests.whole_runs import validate_run
 
@@ -93,16 +93,16 @@ def test_broken_xformers_is_told_and_not_compared(broken_xformers: Path, tmp_pat
 
 
 def test_xformers_counts_where_its_kernels_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert machine.find_xformers("cpu") == machine.XFormers(None, None)
+    assert describe.find_xformers("cpu") == describe.XFormers(None, None)
 
     class Ops:
         attention = sys
 
     monkeypatch.setattr("whisper_flash_attention.xformers_backend.load", lambda device: Ops)
-    monkeypatch.setattr(machine, "version_of", {"sys": "1.2", "xformers": "0.0.35"}.get)
-    assert machine.find_xformers.__wrapped__("cuda:1").version == "sys 1.2"
+    monkeypatch.setattr(describe, "version_of", {"sys": "1.2", "xformers": "0.0.35"}.get)
+    assert describe.find_xformers.__wrapped__("cuda:1").version == "sys 1.2"
     monkeypatch.setattr(sys, "__name__", "xformers.ops")
-    assert machine.find_xformers.__wrapped__("cuda").version == "0.0.35"
+    assert describe.find_xformers.__wrapped__("cuda").version == "0.0.35"
 
 
 # How threads wait
@@ -121,9 +121,9 @@ def test_threads_sleep_soon_unless_told_otherwise(
     given: dict[str, str], torch_is_there: bool, waiting: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        os, "environ", {key: os.environ[key] for key in os.environ if key not in machine.WAITING} | given
+        os, "environ", {key: os.environ[key] for key in os.environ if key not in describe.WAITING} | given
     )
     modules = {key: module for key, module in sys.modules.items() if key != "torch"}
-    monkeypatch.setattr(machine.sys, "modules", modules | ({"torch": sys} if torch_is_there else {}))
-    machine.let_threads_sleep()
-    assert machine.describe_waiting() == waiting
+    monkeypatch.setattr(describe.sys, "modules", modules | ({"torch": sys} if torch_is_there else {}))
+    describe.let_threads_sleep()
+    assert describe.describe_waiting() == waiting

@@ -12,8 +12,7 @@ import transformers
 
 from perf_tests.machine import limits
 from perf_tests.machine.place import Place
-from perf_tests.matrix import cases
-from perf_tests.matrix import components as works
+from perf_tests.matrix import cases, components
 from perf_tests.matrix.cases import Case, Cell
 from perf_tests.matrix.plan import Options, Probes, make_plan
 from perf_tests.measure.counters import count_round
@@ -33,7 +32,7 @@ LIMITS = {
     "flops_per_second": dict.fromkeys(("float32", "float16", "bfloat16"), 1e11),
     "flops_ways": {},
 }
-ONE_TOKEN = [name for name, work in works.WORKS.items() if work.batch_size == 1 and work.seconds <= 30]
+ONE_TOKEN = [name for name, work in components.WORKS.items() if work.batch_size == 1 and work.seconds <= 30]
 SETTINGS = [*ONE_TOKEN, "long_form"]
 
 
@@ -42,7 +41,7 @@ def make_workspace(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Co
     """Makes workspaces of a checkpoint in miniature on the CPU."""
     mini = cases.CHECKPOINTS["tiny.en"]._replace(d_model=32, heads=2, ffn=64, encoder_layers=1)
     monkeypatch.setitem(cases.CHECKPOINTS, "tiny.en", mini)
-    monkeypatch.setitem(works.WORKS, "long_form", works.WORKS["long_form"]._replace(seconds=60, new_tokens=5))
+    monkeypatch.setitem(components.WORKS, "long_form", components.WORKS["long_form"]._replace(seconds=60, new_tokens=5))
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
 
@@ -78,7 +77,7 @@ def test_flash_does_what_the_original_does(setting: str, build: Callable[..., An
     subject.run_round()
     parity = workspace.check_parity(subject, stage)
     assert 0 <= parity["max_abs_error"] <= parity["bound"]
-    chooses = works.WORKS[setting].test in ("test_load", "test_long_form")
+    chooses = components.WORKS[setting].test in ("test_load", "test_long_form")
     assert parity["tokens_equal"] is (True if chooses else None)
     found = workspace.findings(subject, [1.0, 2.0, 4.0])
     assert found["fraction_of_limit"] == found["floor_seconds"] / 2 > 0

@@ -8,7 +8,7 @@ import torch
 from perf_tests.measure.memory import measure_round
 from perf_tests.runs import schema
 from perf_tests.runs.validation import validate
-from perf_tests.subjects import weights as models
+from perf_tests.subjects import weights
 from perf_tests.subjects.parity import ParityError, Reference, check_parity, make_reference, read_outputs
 from perf_tests.subjects.subject import Stage, Subject
 
@@ -142,7 +142,7 @@ def tied(make_stage: MakeStage, monkeypatch: pytest.MonkeyPatch) -> tuple[Stage,
     stage = make_stage(torch.bfloat16)
     chosen = int(make_reference(stage).outputs.tokens[0, TIE])
     twin = chosen + 1 if chosen < 40_000 else chosen - 1
-    make = models._make_tensor
+    make = weights._make_tensor
 
     def make_with_twins(name: str, shape: torch.Size) -> torch.Tensor:
         tensor = make(name, shape)
@@ -150,7 +150,7 @@ def tied(make_stage: MakeStage, monkeypatch: pytest.MonkeyPatch) -> tuple[Stage,
             tensor[twin] = tensor[chosen]
         return tensor
 
-    monkeypatch.setattr(models, "_make_tensor", make_with_twins)
+    monkeypatch.setattr(weights, "_make_tensor", make_with_twins)
     stage._weights._random.clear()
     reference = make_reference(stage)
     tokens = reference.outputs.tokens.clone()
@@ -212,7 +212,7 @@ def test_random_weights_cannot_end_a_window(
 ) -> None:
     """Weights that like a timestamp best generate what is forced, and nothing but text."""
     timestamp = 50363 + 1238
-    make = models._make_tensor
+    make = weights._make_tensor
 
     def make_fond_of_it(name: str, shape: torch.Size) -> torch.Tensor:
         tensor = make(name, shape)
@@ -222,7 +222,7 @@ def test_random_weights_cannot_end_a_window(
             tensor[timestamp] = 1.0
         return tensor
 
-    monkeypatch.setattr(models, "_make_tensor", make_fond_of_it)
+    monkeypatch.setattr(weights, "_make_tensor", make_fond_of_it)
     stage = make_stage(torch.float32)
     subject = stage.build(implementation)
     tokens = subject.generate()

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from perf_tests.machine import nvml
-from perf_tests.machine import watch as device
+from perf_tests.machine import nvml, watch
 from perf_tests.machine.nvml import Nvml, query_nvml
 from perf_tests.machine.watch import StateWatch
 from perf_tests.measure.time import time_rounds
@@ -60,7 +59,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
     machine = FakeMachine()
     for module in ("machine.watch", "measure.time"):
         monkeypatch.setattr(f"perf_tests.{module}.time", machine)
-    monkeypatch.setattr(device.psutil, "cpu_times", machine.cpu_times)
+    monkeypatch.setattr(watch.psutil, "cpu_times", machine.cpu_times)
     return machine
 
 

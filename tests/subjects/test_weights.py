@@ -8,7 +8,6 @@ from transformers import WhisperForConditionalGeneration
 from perf_tests.matrix.cases import CHECKPOINTS, Cell
 from perf_tests.matrix.vocabulary import vocabulary_of
 from perf_tests.measure.procedure import rates
-from perf_tests.subjects import weights as models
 from perf_tests.subjects.subject import Stage, clear_frames
 from perf_tests.subjects.weights import ZEROS, Weights, make_config, make_layouts, make_state_dict
 
@@ -50,7 +49,7 @@ def test_what_depths_have_in_common_is_made_once(
         made.append(name)
         return torch.ones(shape)
 
-    monkeypatch.setattr(models, "_make_tensor", make)
+    monkeypatch.setattr("perf_tests.subjects.weights._make_tensor", make)
     weights = None
     for layers in (1, 2, 1):
         weights = Weights(mini_cell._replace(decoder_layers=layers), "random", weights)

@@ -4,7 +4,7 @@ and what the tests hold it to.
     python tests/disturbances.py bank DIR            # measure what is missing: two hours; leave the machine alone
     python tests/disturbances.py condense DIR FILE   # what the gate judges of it, as one small JSON
     python tests/disturbances.py report FILE         # the table of docs/gate.md
-    python tests/disturbances.py jobs DIR            # `ab` of this commit with itself, again and again: two hours more
+    python tests/disturbances.py jobs FILE           # `ab` of this commit with itself, again and again: hours more
 
 A run is a process that measures tiny.en-2-single's flash as ``pytest perf_tests`` does. Its slow-downs take turns, pair
 after pair of rounds, so that four runs share a process and nothing else.
@@ -16,6 +16,7 @@ import math
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -38,7 +39,9 @@ CASE = "test_generate[tiny.en-2-single-flash]"
 DELAYS = (0.0, 0.08, 0.3, 1.0)
 RUNS = 12
 JOBS = 20
-JOB_MINUTES = 15
+# What a job on CI has for each of the quick preset's four cases.
+JOB_MINUTES = 45
+JOB_COLUMNS = ("calm", "one busy core")
 SPIN = "while True: pass"
 COPY = "import numpy as np\na, b = np.zeros(2**25), np.ones(2**25)\nwhile True: np.copyto(a, b)"
 
@@ -67,7 +70,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, arguments in {
         "bank": ("folder",),
-        "jobs": ("folder",),
+        "jobs": ("file",),
         "condense": ("folder", "file"),
         "report": ("file",),
     }.items():
@@ -78,7 +81,7 @@ def main() -> None:
     if options.command == "bank":
         bank(options.folder.resolve())
     elif options.command == "jobs":
-        run_jobs(options.folder.resolve())
+        run_jobs(options.file.resolve())
     elif options.command == "condense":
         options.file.write_text(json.dumps(condense(options.folder)) + "\n", encoding="utf-8")
     else:
@@ -146,28 +149,53 @@ def condense(folder: Path) -> dict[str, Any]:
 # What a job for a pull request makes of unchanged code
 
 
-def run_jobs(folder: Path) -> None:
-    """Run what is missing of the jobs, and print how many of them were green."""
+def run_jobs(file: Path) -> None:
+    """Run what is missing of the jobs, each added to ``file`` as it ends, and print how many of them were green."""
+    jobs: list[dict[str, Any]] = json.loads(file.read_bytes()) if file.exists() else []
     for number in range(1, JOBS + 1):
-        for name in ("calm", "one busy core"):
-            verdicts = folder / name.replace(" ", "-") / f"{number:03}.json"
-            if not verdicts.exists():
-                verdicts.parent.mkdir(parents=True, exist_ok=True)
-                start = time.monotonic()
-                with beside(COLUMNS[name].others):
-                    code = run_job(verdicts)
-                minutes = (time.monotonic() - start) / 60
-                print(f"{name} {number} of {JOBS}: exit code {code} after {minutes:.1f} minutes", flush=True)
-    for name in ("calm", "one busy core"):
-        found = [json.loads(path.read_bytes()) for path in (folder / name.replace(" ", "-")).glob("*.json")]
-        print(f"{name}: {sum(job['exit_code'] == 0 for job in found)} of {len(found)} green")
+        for column in JOB_COLUMNS:
+            if sum(job["beside"] == column for job in jobs) < number:
+                with beside(COLUMNS[column].others):
+                    jobs.append({"beside": column, **run_job()})
+                file.write_text("[\n" + ",\n".join(map(json.dumps, jobs)) + "\n]\n", encoding="utf-8")
+                print(jobs[-1], flush=True)
+    report_jobs(jobs)
 
 
-def run_job(verdicts: Path) -> int:
-    """One job, its exit code."""
-    command = [sys.executable, "-m", "perf_tests", "ab", ".", ".", "--same", "--strict", f"--budget={JOB_MINUTES}"]
-    command += ["--json", str(verdicts), "--fresh", "--", *ORDINARY, "-k", "tiny.en-2-single"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode
+def report_jobs(jobs: Sequence[Mapping[str, Any]]) -> None:
+    """Print the table, in Markdown."""
+    print("| beside | jobs | green | changes | minutes: least, median, most |\n|---|---|---|---|---|")
+    for column in JOB_COLUMNS:
+        own = [job for job in jobs if job["beside"] == column]
+        if own:
+            green = sum(job["exit_code"] == 0 for job in own)
+            changes, minutes = (sorted(job[key] for job in own) for key in ("change", "minutes"))
+            spread = f"{100 * changes[0]:+.1f} to {100 * changes[-1]:+.1f} %"
+            times = f"{minutes[0]:.0f}, {median(minutes):.0f}, {minutes[-1]:.0f}"
+            print(f"| {column} | {len(own)} | {green} | {spread} | {times} |")
+
+
+def run_job() -> dict[str, Any]:
+    """One job: what came of it, after how many minutes and blocks, on which CPU."""
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        kept, verdicts = Path(folder, "session"), Path(folder, "verdicts.json")
+        command = [sys.executable, "-m", "perf_tests", "ab", ".", ".", "--same", "--strict", f"--budget={JOB_MINUTES}"]
+        command += ["--json", str(verdicts), "--keep", str(kept), "--", *ORDINARY, "-k", "tiny.en-2-single"]
+        subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
+        report, head = (json.loads(path.read_bytes()) for path in (verdicts, kept / "head.json"))
+    (case,) = report["cases"]
+    time_found = next(metric for metric in case["metrics"] if metric["metric"] == TIME)
+    cpu = head["machine_info"]["cpu"]
+    return {
+        "exit_code": report["exit_code"],
+        "verdict": case["verdict"],
+        **{key: round(time_found[key], 4) for key in ("change", "low", "high", "allowed")},
+        "minutes": round((time.monotonic() - start) / 60, 1),
+        "blocks": len(head["benchmarks"][0]["extra_info"]["process_rounds"]),
+        "cpu": [cpu["brand_raw"], cpu["family"], cpu["model"]],
+        "commit": head["commit_info"]["id"],
+    }
 
 
 # What the gate makes of it

@@ -1,1 +1,1 @@
-"""This model against its bars and its peers: faster-whisper (CTranslate2) and openai-whisper. An optional group."""
+"""This model against the original and its peers: faster-whisper (CTranslate2) and openai-whisper. An optional group."""

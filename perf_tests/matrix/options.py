@@ -77,7 +77,7 @@ def add_options(parser: pytest.Parser) -> None:
         "--perf-counters-only",
         action="store_true",
         help="Count instead of timing: ATen ops and FLOPs of every case, and the peak memory of those with short"
-        " rounds (`single`). Exact, so any machine can gate on it. Parity is not checked.",
+        " rounds. Exact, so any machine can gate on it. Parity is not checked.",
     )
     select = {"action": "append", "default": []}
     add(

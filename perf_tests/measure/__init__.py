@@ -1,1 +1,1 @@
-"""What is measured of a case, one file each: memory, exact counters, time, and the device's state."""
+"""What is measured of a case, one file each: memory, exact counters, time; and the order of it."""

@@ -351,8 +351,8 @@ MACHINE_INFO = (
 PARAMS = (
     Field("checkpoint", "string", None, "a name of cases.CHECKPOINTS"),
     Field("decoder_layers", "integer", "layers", "decoder layers the model is built with"),
-    Field("setting", "string", None, "a name of cases.SETTINGS or works.WORKS"),
-    Field("implementation", "string", None, "a name of works.COMPONENT_IMPLEMENTATIONS"),
+    Field("setting", "string", None, "a name of the matrix's settings or works"),
+    Field("implementation", "string", None, "a name of the matrix's implementations"),
 )
 
 PERF_CASES = (

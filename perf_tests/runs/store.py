@@ -1,4 +1,4 @@
-"""Where promoted baselines and calibrations live, and writing files so that nothing is ever half written.
+"""Where promoted baselines and calibrations live.
 
 ``$PERF_STORE``, or else the user's data directory: out of the checkout, where a CI job does not clean it away.
 """

@@ -1,4 +1,4 @@
-"""pytest plugin: one run at a time on a GPU, or on a machine's CPU; the second is refused, or waits its turn."""
+"""One run at a time on a GPU, or on a machine's CPU; the second is refused, or waits its turn."""
 
 import contextlib
 import json

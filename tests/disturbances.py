@@ -4,7 +4,6 @@ and what the tests hold it to.
     python tests/disturbances.py bank DIR            # measure what is missing: two hours; leave the machine alone
     python tests/disturbances.py condense DIR FILE   # what the gate judges of it, as one small JSON
     python tests/disturbances.py report FILE         # the table of docs/gate.md
-    python tests/disturbances.py jobs FILE           # `ab` of this commit with itself, again and again: hours more
 
 A run is a process that measures tiny.en-2-single's flash as ``pytest perf_tests`` does. Its slow-downs take turns, pair
 after pair of rounds, so that four runs share a process and nothing else.
@@ -16,8 +15,6 @@ import math
 import os
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +26,7 @@ from perf_tests.gate.calibration import Noise
 from perf_tests.gate.judging import judge_case
 from perf_tests.gate.pairs import Pair
 from perf_tests.gate.thresholds import DEFAULT_NOISE, TIME, Rules
-from perf_tests.gate.verdicts import Verdict
+from perf_tests.gate.verdicts import Finding, Verdict
 from perf_tests.runs.device_state import Cores
 from perf_tests.runs.records import Meanwhile, Record
 from perf_tests.runs.statistics import Yardstick
@@ -38,10 +35,6 @@ ROOT = Path(__file__).parents[1]
 CASE = "test_generate[tiny.en-2-single-flash]"
 DELAYS = (0.0, 0.08, 0.3, 1.0)
 RUNS = 12
-JOBS = 20
-# What a job on CI has for each of the quick preset's four cases.
-JOB_MINUTES = 45
-JOB_COLUMNS = ("calm", "one busy core")
 SPIN = "while True: pass"
 COPY = "import numpy as np\na, b = np.zeros(2**25), np.ones(2**25)\nwhile True: np.copyto(a, b)"
 
@@ -70,7 +63,6 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, arguments in {
         "bank": ("folder",),
-        "jobs": ("file",),
         "condense": ("folder", "file"),
         "report": ("file",),
     }.items():
@@ -80,8 +72,6 @@ def main() -> None:
     options = parser.parse_args()
     if options.command == "bank":
         bank(options.folder.resolve())
-    elif options.command == "jobs":
-        run_jobs(options.file.resolve())
     elif options.command == "condense":
         options.file.write_text(json.dumps(condense(options.folder)) + "\n", encoding="utf-8")
     else:
@@ -124,18 +114,9 @@ def condense(folder: Path) -> dict[str, Any]:
     for column in COLUMNS:
         for path in sorted((folder / column.replace(" ", "-")).glob("*.json")):
             document = json.loads(path.read_bytes())
-            (bench,) = document["benchmarks"]
-            info = bench["extra_info"]
-            figures = {
-                "seconds": bench["stats"]["data"],
-                "control": info["control"]["rounds_seconds"],
-                **info["yardstick"]["rounds_seconds"],
-                "foreign_cpu_cores": info["device_state"]["rounds"]["foreign_cpu_cores"],
-            }
             for delay in DELAYS:
                 own = [at for at, planted in enumerate(document["planted_delays"]) if planted == delay]
-                run = {name: [round(values[at], 5) for at in own] for name, values in figures.items()}
-                runs.setdefault(column, {}).setdefault(str(delay), []).append(run)
+                runs.setdefault(column, {}).setdefault(str(delay), []).append(condense_case(document, own))
     machine = document["machine_info"]
     return {
         "cpu": machine["cpu"]["brand_raw"],
@@ -146,56 +127,18 @@ def condense(folder: Path) -> dict[str, Any]:
     }
 
 
-# What a job for a pull request makes of unchanged code
-
-
-def run_jobs(file: Path) -> None:
-    """Run what is missing of the jobs, each added to ``file`` as it ends, and print how many of them were green."""
-    jobs: list[dict[str, Any]] = json.loads(file.read_bytes()) if file.exists() else []
-    for number in range(1, JOBS + 1):
-        for column in JOB_COLUMNS:
-            if sum(job["beside"] == column for job in jobs) < number:
-                with beside(COLUMNS[column].others):
-                    jobs.append({"beside": column, **run_job()})
-                file.write_text("[\n" + ",\n".join(map(json.dumps, jobs)) + "\n]\n", encoding="utf-8")
-                print(jobs[-1], flush=True)
-    report_jobs(jobs)
-
-
-def report_jobs(jobs: Sequence[Mapping[str, Any]]) -> None:
-    """Print the table, in Markdown."""
-    print("| beside | jobs | green | changes | minutes: least, median, most |\n|---|---|---|---|---|")
-    for column in JOB_COLUMNS:
-        own = [job for job in jobs if job["beside"] == column]
-        if own:
-            green = sum(job["exit_code"] == 0 for job in own)
-            changes, minutes = (sorted(job[key] for job in own) for key in ("change", "minutes"))
-            spread = f"{100 * changes[0]:+.1f} to {100 * changes[-1]:+.1f} %"
-            times = f"{minutes[0]:.0f}, {median(minutes):.0f}, {minutes[-1]:.0f}"
-            print(f"| {column} | {len(own)} | {green} | {spread} | {times} |")
-
-
-def run_job() -> dict[str, Any]:
-    """One job: what came of it, after how many minutes and blocks, on which CPU."""
-    start = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        kept, verdicts = Path(folder, "session"), Path(folder, "verdicts.json")
-        command = [sys.executable, "-m", "perf_tests", "ab", ".", ".", "--same", "--strict", f"--budget={JOB_MINUTES}"]
-        command += ["--json", str(verdicts), "--keep", str(kept), "--", *ORDINARY, "-k", "tiny.en-2-single"]
-        subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
-        report, head = (json.loads(path.read_bytes()) for path in (verdicts, kept / "head.json"))
-    (case,) = report["cases"]
-    time_found = next(metric for metric in case["metrics"] if metric["metric"] == TIME)
-    cpu = head["machine_info"]["cpu"]
-    return {
-        "exit_code": report["exit_code"],
-        "verdict": case["verdict"],
-        **{key: round(time_found[key], 4) for key in ("change", "low", "high", "allowed")},
-        "minutes": round((time.monotonic() - start) / 60, 1),
-        "blocks": len(head["benchmarks"][0]["extra_info"]["process_rounds"]),
-        "cpu": [cpu["brand_raw"], cpu["family"], cpu["model"]],
-        "commit": head["commit_info"]["id"],
+def condense_case(document: Mapping[str, Any], rounds: Sequence[int] | None = None) -> dict[str, list[float]]:
+    """What the gate judges of a run's only case, of some of its ``rounds`` or of all."""
+    (bench,) = document["benchmarks"]
+    info = bench["extra_info"]
+    figures = {
+        "seconds": bench["stats"]["data"],
+        "control": info["control"]["rounds_seconds"],
+        **info["yardstick"]["rounds_seconds"],
+        "foreign_cpu_cores": info["device_state"]["rounds"]["foreign_cpu_cores"],
     }
+    chosen = range(len(figures["seconds"])) if rounds is None else rounds
+    return {name: [round(values[at], 5) for at in chosen] for name, values in figures.items()}
 
 
 # What the gate makes of it
@@ -242,15 +185,16 @@ class Rate(NamedTuple):
 def rate(bases: Sequence[Record], heads: Sequence[Record]) -> Rate:
     """Every run of HEAD with the run of BASE that was measured next, by the default rules."""
     pairs = [(bases[(number + 1) % len(bases)], head) for number, head in enumerate(heads)]
-    verdicts = [judge(base, head) for base, head in pairs]
+    verdicts = [judge(base, head).verdict for base, head in pairs]
     return Rate(verdicts.count(Verdict.REGRESSED), verdicts.count(Verdict.AMBIGUOUS), len(verdicts))
 
 
-def judge(base: Record, head: Record) -> Verdict | None:
-    """The verdict on time, on a machine that was not calibrated."""
+def judge(base: Record, head: Record) -> Finding:
+    """What is found of time, on a machine that was not calibrated."""
     rules, noise = Rules(kinds=frozenset({TIME})), Noise(DEFAULT_NOISE, calibrated=False)
     finding = judge_case(Pair(CASE, base, head), rules, noise).finding(TIME)
-    return finding.verdict if finding is not None else None
+    assert finding is not None
+    return finding
 
 
 def report(runs: Mapping[tuple[str, float], Sequence[Record]]) -> None:

@@ -6,22 +6,18 @@
 Not a test: nothing here runs with the tests, and what it prints depends on the machine. A banked run is a plain run of
 the quick preset's ``tiny.en-4-single-flash``; ``short`` ones are processes as ``ab`` runs them. Rates come with their
 Clopper-Pearson interval over the resampled pairs; since a run is in many pairs, it is narrower than that of as many
-fresh pairs would be. All are of one package: delays are planted from outside of it, what is exact (memory, counters,
-parity, outcomes) in copies of the banked runs.
+fresh pairs would be. All are of one package: delays are planted from outside of it. What is exact has its tests
+(``tests/gate/test_exact_verdicts.py``), and a disturbed machine a bank of its own (``tests/disturbances.py``).
 """
 
 import argparse
-import copy
 import itertools
 import os
 import random
-import subprocess
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -33,26 +29,23 @@ from perf_tests.ab.pooling import pool_runs
 from perf_tests.ab.process import Job, measure_once
 from perf_tests.gate.comparison import Comparison, compare_runs
 from perf_tests.gate.noise import LEAST_RUNS, measure_noise
-from perf_tests.gate.thresholds import KINDS, TIME, Rules
+from perf_tests.gate.thresholds import Rules
 from perf_tests.gate.verdicts import FAILING
 from perf_tests.runs.saved import Run, parse_run, read_run
 
 ROOT = Path(__file__).parents[1]
 CASE = "test_generate[tiny.en-4-single-flash]"
-ANOTHER = "test_generate[tiny.en-2-single-flash]"
 TARGET = f"perf_tests/test_generate.py::{CASE}"
 ORDINARY = ("--perf-device", "cpu", "--perf-dataset", "synthetic")
 SEED = 0
-Document = dict[str, Any]
 
 
 class Kind(NamedTuple):
-    """A kind of banked run: how many, how much flash is slowed, whether it is short, whether a core is kept busy."""
+    """A kind of banked run: how many, how much flash is slowed, whether it is short."""
 
     count: int
     delay: float = 0.0
     short: bool = False
-    busy: bool = False
 
 
 BANKED: Mapping[str, Kind] = {
@@ -60,7 +53,6 @@ BANKED: Mapping[str, Kind] = {
     "slower-5": Kind(20, delay=0.05),
     "short": Kind(20, short=True),
     "short-slower-3": Kind(20, delay=0.03, short=True),
-    "busy": Kind(6, busy=True),
 }
 # Sessions of `ab --budget 5` have so many blocks here: two processes of 11 s and the budget of a case each.
 AB_BLOCKS = 5
@@ -110,25 +102,7 @@ def measure_kind(kind: Kind, out: Path, what: str) -> None:
     if kind.delay:
         os.environ["PERF_PLANTED_DELAY"] = str(kind.delay)
         arguments += ["-p", "tests.plugins.planted_delay"]
-    with busy_core() if kind.busy else nothing():
-        measure_once(Job(ROOT, out, (TARGET,), arguments), lambda: print(what, flush=True))
-
-
-@contextmanager
-def busy_core() -> Iterator[None]:
-    """Somebody else's process that never waits."""
-    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
-    try:
-        yield
-    finally:
-        process.kill()
-        process.wait()
-
-
-@contextmanager
-def nothing() -> Iterator[None]:
-    """An idle machine."""
-    yield
+    measure_once(Job(ROOT, out, (TARGET,), arguments), lambda: print(what, flush=True))
 
 
 def read_bank(folder: Path) -> dict[str, list[Run]]:
@@ -160,8 +134,6 @@ def report(banked: Mapping[str, Sequence[Run]], most: int) -> None:
         rate_of_ab(
             "ab, slower by 3 %: found", banked["short"], banked["short-slower-3"], most, "≥ 90 %", lambda s: s >= 0.9
         ),
-        rate("a busy core during HEAD: REGRESSED", pairs(unchanged, banked["busy"]), "≤ 2 %", lambda s: s <= 0.02),
-        *(rate_of_exact(f"{name}: found", unchanged, plant) for name, plant in EXACT.items()),
     ]
     console.print(make_table(rows))
 
@@ -201,18 +173,6 @@ def rate_of_ab(
     return Row(what, hits, trials, bar, bool(trials) and met(hits / trials))
 
 
-def rate_of_exact(what: str, runs: Sequence[Run], plant: Callable[[Document], None]) -> Row:
-    """The same for what is exact. Time is left out, since noise must not find it; another case is as it was."""
-    rules = Rules(kinds=frozenset(KINDS) - {TIME})
-    hits = trials = 0
-    for base, head in itertools.pairwise(runs):
-        ours, theirs = (with_another_case(run.document) for run in (base, head))
-        plant(theirs)
-        trials += 1
-        hits += is_found(compare_runs(parse_run(ours, "base"), parse_run(theirs, "planted"), rules, same=True))
-    return Row(what, hits, trials, "100 %", trials > 0 and hits == trials)
-
-
 def is_found(comparison: Comparison) -> bool:
     """Whether the gate fails for the case."""
     return comparison.verdict in FAILING
@@ -240,70 +200,6 @@ def make_table(rows: Iterable[Row]) -> Table:
         colour = "green" if row.met else "red"
         table.add_row(row.what, row.bar, Text(share, colour), interval, f"{row.hits} of {row.trials}", plain)
     return table
-
-
-# What is exact
-
-
-def with_another_case(document: Mapping[str, Any]) -> Document:
-    """A copy with a second case, the first one's double."""
-    copied: Document = copy.deepcopy(dict(document))
-    for entries, key in (("benchmarks", "name"), ("perf_cases", "id")):
-        (entry,) = copied[entries]
-        copied[entries].append(copy.deepcopy(entry) | {key: ANOTHER})
-    return copied
-
-
-def info_of(document: Document) -> dict[str, Any]:
-    """The case's recorded keys."""
-    info: dict[str, Any] = next(bench for bench in document["benchmarks"] if bench["name"] == CASE)["extra_info"]
-    return info
-
-
-def grow_memory(document: Document) -> None:
-    """1.5 % more peak memory."""
-    info = info_of(document)
-    info["peak_memory_allocated_bytes"] = round(1.015 * info["peak_memory_allocated_bytes"])
-
-
-def add_operator(document: Document) -> None:
-    """One more operator per token."""
-    info = info_of(document)
-    info["aten_op_count"] += info["new_tokens"]
-
-
-def break_parity(document: Document) -> None:
-    """An error of twice its bound."""
-    parity = info_of(document)["parity"]
-    parity["max_abs_error"] = 2 * parity["bound"]
-
-
-def end_as(outcome: str) -> Callable[[Document], None]:
-    """The case failed or was skipped."""
-
-    def plant(document: Document) -> None:
-        document["benchmarks"] = [bench for bench in document["benchmarks"] if bench["name"] != CASE]
-        for entry in document["perf_cases"]:
-            if entry["id"] == CASE:
-                entry |= {"outcome": outcome, "reason": "planted"}
-
-    return plant
-
-
-def lose(document: Document) -> None:
-    """The case was never selected."""
-    document["benchmarks"] = [bench for bench in document["benchmarks"] if bench["name"] != CASE]
-    document["perf_cases"] = [entry for entry in document["perf_cases"] if entry["id"] != CASE]
-
-
-EXACT: Mapping[str, Callable[[Document], None]] = {
-    "peak memory + 1.5 %": grow_memory,
-    "one more ATen op per token": add_operator,
-    "parity error twice its bound": break_parity,
-    "the case missing": lose,
-    "the case skipped": end_as("skipped"),
-    "the case failed": end_as("failed"),
-}
 
 
 if __name__ == "__main__":

@@ -73,6 +73,8 @@ def _prepare(session: Session, *, fresh: bool) -> None:
     session.tell(
         f"base {base.revision} (package {base.package_hash}), head {head.revision} (package {head.package_hash})"
     )
+    if fresh:
+        session.forget()
     done = 0 if fresh else session.resume()
     if done:
         session.tell(f"what was measured before it was interrupted is kept: {count_of(done, 'run')}")

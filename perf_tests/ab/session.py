@@ -8,6 +8,7 @@ difference is free of what the order does. Every finished process is on disk: a 
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +18,10 @@ from perf_tests.common.text import clean
 from perf_tests.gate.comparison import Comparison
 from perf_tests.gate.thresholds import TIME
 from perf_tests.gate.verdicts import Finding, Verdict
-from perf_tests.runs.saved import Run, parse_run, read_run
+from perf_tests.runs.saved import Run, parse_run
 
 from .pooling import pool_runs
-from .process import SUITE, Job, measure
+from .process import SUITE, Job, measure_once
 from .trees import Side
 
 # With fewer there is no interval.
@@ -77,7 +78,7 @@ class Session:
         self.seconds: dict[str, float] = {}
 
     def resume(self) -> int:
-        """Read what a session that was cut short left here; return how many runs that were.
+        """Read what a session that was cut short left here, and drop what a finished one did; return how many runs are.
 
         Raises:
             BadInputError: the folder is another session's.
@@ -86,11 +87,20 @@ class Session:
             manifest = json.loads((self.folder / MANIFEST).read_bytes())
             name, finished, seconds = manifest["session"], manifest["finished"], dict(manifest["seconds"])
         except (OSError, ValueError, LookupError, TypeError):
+            self.forget()
             return 0
         if name != self.name:
             raise BadInputError(f"{clean(self.folder)}: holds another session; give another --keep")
-        self.seconds = {} if finished else seconds
+        if finished:
+            self.forget()
+        else:
+            self.seconds = seconds
         return len(self.seconds)
+
+    def forget(self) -> None:
+        """Drop what was measured here."""
+        for path in self.folder.glob("*-control-*.json"):
+            path.unlink()
 
     def note(self, *, finished: bool = False) -> None:
         """Write down what is done."""
@@ -123,15 +133,12 @@ class Session:
     def _measure(self, side: Side, block: Block, targets: Sequence[str]) -> Run:
         position = "after" if block.control_after else "before"
         name = f"{block.number:03}-{side.name}-control-{position}"
-        out = self.folder / f"{name}.json"
-        if name in self.seconds and out.exists():
-            run = read_run(out)
-        else:
-            self.tell(f"block {block.number}: {side.name} ({side.revision}), control {position}")
-            start = time.monotonic()
-            run = measure(Job(side.tree, out, targets, self.arguments, block.control_after))
-            self.seconds[name] = time.monotonic() - start
-            self.note()
+        job = Job(side.tree, self.folder / f"{name}.json", targets, self.arguments, block.control_after)
+        start = time.monotonic()
+        what = f"block {block.number}: {side.name} ({side.revision}), control {position}"
+        run = measure_once(job, partial(self.tell, what))
+        self.seconds.setdefault(name, time.monotonic() - start)
+        self.note()
         check_package(run, side)
         return run
 

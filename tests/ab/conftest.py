@@ -102,7 +102,6 @@ class Lab:
 @pytest.fixture
 def lab(monkeypatch: pytest.MonkeyPatch) -> Lab:
     made = Lab()
-    monkeypatch.setattr(session, "measure", made.measure)
     monkeypatch.setattr("perf_tests.ab.process.measure", made.measure)
     return made
 

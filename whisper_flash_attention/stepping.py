@@ -26,6 +26,9 @@ class WhisperDecodingStepper:
 
     Attributes:
         length: Tokens read so far. Set it back to forget the later ones.
+
+    Raises:
+        ValueError: `max_length` is more than the model has positions for, or none.
     """
 
     @torch.no_grad()
@@ -37,6 +40,9 @@ class WhisperDecodingStepper:
         *,
         captures: bool = True,
     ) -> None:
+        positions = model.config.max_target_positions
+        if not 1 <= max_length <= positions:
+            raise ValueError(f"max_length is {max_length}; the model has positions for 1 to {positions} tokens.")
         self.length = 0
         self._model, self._device, self._session = model, encoder_hidden_states.device, None
         weights = model.decoder_weights()

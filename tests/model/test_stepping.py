@@ -80,3 +80,11 @@ def test_uncaptured_steps_are_not_replayed() -> None:
         stepper.length = PROMPT
         assert torch.equal(stepper.greedy_step(ids[:, PROMPT]), alone)
         assert len(device.graphs) == 1
+
+
+@pytest.mark.parametrize("beyond", [True, False])
+def test_more_tokens_than_positions_are_refused(beyond: bool) -> None:
+    pair = make_pair()
+    max_length = pair.flash.config.max_target_positions + 1 if beyond else 0
+    with pytest.raises(ValueError, match=f"max_length is {max_length}; the model has positions for 1 to"):
+        WhisperDecodingStepper(pair.flash, states_of(pair), max_length)

@@ -30,6 +30,19 @@ class Outcome(NamedTuple):
         return "; ".join(self.case(case_id)["reasons"])
 
 
+def refused(outcome: Outcome, *words: str) -> None:
+    """Exit 2, one line that has the words, and a report that says the same."""
+    assert outcome.code == 2
+    assert outcome.out == ""
+    assert outcome.err.count("\n") == 1, outcome.err
+    assert "Traceback" not in outcome.err
+    for word in words:
+        assert word in outcome.err
+    if outcome.report is not None:
+        assert (outcome.report["verdict"], outcome.report["exit_code"]) == ("REFUSED", 2)
+        assert outcome.report["cases"] == []
+
+
 @pytest.fixture(autouse=True)
 def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store and a working directory of the test's own."""

@@ -21,6 +21,7 @@ Nothing that scipy or numpy is needed for is imported before it is.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import accumulate, compress, pairwise
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
@@ -158,26 +159,37 @@ def _between_processes(first: "npt.NDArray[np.float64]", second: "npt.NDArray[np
 
 
 def _bootstrap(first: "npt.NDArray[np.float64]", second: "npt.NDArray[np.float64]") -> tuple[float, float]:
-    """Percentile interval of the difference of medians, runs resampled apart; a fixed seed, so it repeats."""
+    """Percentile interval of the difference of medians, runs resampled apart; a fixed seed, so it repeats.
+
+    What ``scipy.stats.bootstrap`` returns for the sorted values. Hundreds of cases take a fraction of its time: with
+    values in order the median of a resample is where the median of its indices is, and these are drawn once.
+    """
     import numpy as np
-    from scipy.stats import bootstrap
 
-    def difference(
-        one: "npt.NDArray[np.float64]", other: "npt.NDArray[np.float64]", axis: int = -1
-    ) -> "npt.NDArray[np.float64]":
-        return np.asarray(np.median(one, axis=axis) - np.median(other, axis=axis))
+    middles = _resampled_middles(len(first), len(second))
+    one, other = (np.sort(values)[middle].mean(axis=0) for values, middle in zip((first, second), middles, strict=True))
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(one - other, (tail, 1 - tail))
+    return float(low), float(high)
 
-    interval = bootstrap(
-        (first, second),
-        difference,
-        vectorized=True,
-        confidence_level=CONFIDENCE,
-        n_resamples=RESAMPLES,
-        batch=max(1, min(RESAMPLES, _BATCH_NUMBERS // max(len(first), len(second)))),
-        method="percentile",
-        rng=np.random.default_rng(SEED),
-    ).confidence_interval
-    return float(interval.low), float(interval.high)
+
+@lru_cache(maxsize=8)
+def _resampled_middles(*counts: int) -> tuple["npt.NDArray[np.int64]", ...]:
+    """For so many ordered values, a run each: which are the two middle ones of each resample, ``(2, RESAMPLES)``.
+
+    Of an odd number both are the same one.
+    """
+    import numpy as np
+
+    rng = np.random.default_rng(SEED)
+    batch = max(1, min(RESAMPLES, _BATCH_NUMBERS // max(counts)))
+    found: list[list[npt.NDArray[np.int64]]] = [[] for _ in counts]
+    for begin in range(0, RESAMPLES, batch):
+        for middles, count in zip(found, counts, strict=True):
+            drawn = rng.integers(0, count, (min(batch, RESAMPLES - begin), count))
+            middle = ((count - 1) // 2, count // 2)
+            middles.append(np.partition(drawn, middle, axis=1)[:, middle].T)
+    return tuple(np.concatenate(middles, axis=1) for middles in found)
 
 
 def _relative(difference: float) -> float:

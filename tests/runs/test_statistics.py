@@ -5,8 +5,9 @@ from statistics import stdev
 
 import numpy as np
 import pytest
-from scipy.stats import t
+from scipy.stats import bootstrap, t
 
+from perf_tests.common.intervals import RESAMPLES, SEED
 from perf_tests.gate.judging import time_verdict
 from perf_tests.gate.patterns import matches
 from perf_tests.gate.verdicts import Verdict
@@ -79,6 +80,26 @@ def test_a_yardstick_of_one_side_or_another_version_does_not_count() -> None:
         (base, with_yardstick(2, memory=1.2, version=2)),
     ):
         assert corrected_change(one, other) == alone
+
+
+@pytest.mark.parametrize(("base_count", "head_count"), [(6, 7), (20, 20), (101, 30), (2500, 3000)])
+def test_the_interval_is_scipys(base_count: int, head_count: int) -> None:
+    base, head = rounds(1, count=base_count), rounds(2, count=head_count, flash=0.21)
+
+    def difference(one: np.ndarray, other: np.ndarray, axis: int = -1) -> np.ndarray:
+        return np.median(one, axis=axis) - np.median(other, axis=axis)
+
+    expected = bootstrap(
+        (np.sort(base.logarithms()), np.sort(head.logarithms())),
+        difference,
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        batch=min(RESAMPLES, 4_000_000 // max(base_count, head_count)),
+        method="percentile",
+        rng=np.random.default_rng(SEED),
+    ).confidence_interval
+    found = corrected_change(base, head)
+    assert (found.low, found.high) == pytest.approx((np.expm1(expected.low), np.expm1(expected.high)))
 
 
 def test_there_and_back_is_nothing() -> None:

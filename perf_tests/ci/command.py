@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from perf_tests.ab import command as ab
 from perf_tests.ab.trees import check_packages, find_repository, find_revision
-from perf_tests.common.cli import make_parser, run_command, split_arguments
+from perf_tests.common.cli import make_parser, option_value, run_command, split_arguments
 from perf_tests.common.errors import COULD_NOT_JUDGE, BadInputError
 from perf_tests.common.files import write_file
 from perf_tests.common.package_hash import SamePackageError
@@ -27,7 +27,7 @@ from perf_tests.gate import command as compare
 from perf_tests.report import command as report
 from perf_tests.runs import merge
 
-from .machine_check import describe_host, look_at_gpus
+from .machine_check import describe_host, look_at_gpu
 from .revisions import NOTE, Base, choose_base
 
 UNCHANGED = "UNCHANGED"
@@ -61,7 +61,7 @@ def _measure(arguments: list[str]) -> int:
 
     def measure(base: Base) -> int:
         suite = suite_arguments(options)
-        check_machine()
+        check_machine(device_of(pytest_arguments))
         code = _run_ab(base, options, [*suite, *pytest_arguments])
         make_page(options.out)
         return code
@@ -125,24 +125,30 @@ def add_commits(parser: argparse.ArgumentParser) -> None:
     add("--filter", default="", metavar="EXPRESSION", help="-k of pytest")
 
 
+def device_of(pytest_arguments: Sequence[str]) -> str:
+    """What the cases of this job run on, where there is a GPU: the suite's own default is the first one."""
+    return option_value(pytest_arguments, "--perf-device") or "cuda"
+
+
 def selection(options: argparse.Namespace) -> list[str]:
     """Pytest's options for the cases that were asked for."""
     preset = [f"--perf-preset={options.preset}"] if options.preset else []
     return preset + ([f"-k={options.filter}"] if options.filter else [])
 
 
-def check_machine() -> None:
-    """Print the state of host and GPUs.
+def check_machine(device: str) -> None:
+    """Print the state of the host, and of the GPU that this job will measure on.
 
     Raises:
-        BadInputError: a GPU that this job may use is not free, or hot.
+        BadInputError: that GPU is not free, or hot.
     """
-    gpus = look_at_gpus()
     print(describe_host(), flush=True)  # before what the processes to come print
-    for gpu in gpus:
-        print(gpu.describe(), flush=True)
-    problems = [problem for gpu in gpus for problem in gpu.problems()]
-    if problems:
+    gpu = look_at_gpu(device) if device.startswith("cuda") else None
+    if gpu is None:
+        print("no GPU to look at", flush=True)
+        return
+    print(gpu.describe(), flush=True)
+    if problems := gpu.problems():
         raise BadInputError("; ".join(problems))
 
 

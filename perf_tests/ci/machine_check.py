@@ -1,14 +1,18 @@
 """The machine before a job: whether the GPU is free and cool, and how it is set. It looks, and changes nothing."""
 
+import subprocess
+import sys
 from typing import Any, NamedTuple
 
 import psutil  # type: ignore[import-untyped]
 
-from perf_tests.machine import nvml
+from perf_tests.machine import cores, nvml
 
 # A display server or a monitor may hold some of the memory; a job of somebody else holds more.
 MOST_USED_SHARE = 0.05
 MOST_CELSIUS = 80
+# Asked in a process of its own: who asks may be left with a CUDA context, and be a stranger to the one that measures.
+QUESTION = "import sys; from perf_tests.machine.nvml import uuid_of; print(uuid_of(sys.argv[1]))"
 
 
 class Gpu(NamedTuple):
@@ -59,16 +63,23 @@ class Gpu(NamedTuple):
         return found
 
 
-def look_at_gpus() -> list[Gpu]:
-    """The GPUs that NVML knows; none where there is no NVIDIA driver."""
+def look_at_gpu(device: str) -> Gpu | None:
+    """The GPU that torch calls ``device``, whatever others there are; ``None`` where NVML or torch knows none."""
     pynvml = nvml.load()
     if pynvml is None:
-        return []
+        return None
     try:
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-        return [_look(pynvml, handle) for handle in handles]
+        uuid = ask_for_uuid(device)
+        handles = nvml.find_handles(pynvml, device, uuid) if uuid else None
+        return _look(pynvml, *handles) if handles else None
     finally:
         pynvml.nvmlShutdown()
+
+
+def ask_for_uuid(device: str) -> str | None:
+    """The UUID of a torch device; ``None`` where torch has no such device."""
+    done = subprocess.run([sys.executable, "-c", QUESTION, device], capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def describe_host() -> str:
@@ -76,20 +87,20 @@ def describe_host() -> str:
     memory = psutil.virtual_memory()
     load = psutil.getloadavg()[0]
     free = f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free"
-    return f"host: {psutil.cpu_count()} cores, load {load:.1f}, {free}"
+    return f"host: {cores.available():.3g} of {psutil.cpu_count()} cores, load {load:.1f}, {free}"
 
 
-def _look(pynvml: Any, handle: Any) -> Gpu:
+def _look(pynvml: Any, handle: Any, board: Any) -> Gpu:
     def ask(question: str, *arguments: Any) -> Any:
-        return nvml.ask(pynvml, question, handle, *arguments)
+        return nvml.ask(pynvml, question, board, *arguments)
 
-    memory = ask("nvmlDeviceGetMemoryInfo")
+    memory = nvml.ask(pynvml, "nvmlDeviceGetMemoryInfo", handle)
     mig = ask("nvmlDeviceGetMigMode")
     persistence = ask("nvmlDeviceGetPersistenceMode")
     limit = ask("nvmlDeviceGetPowerManagementLimit")
-    processes = ask("nvmlDeviceGetComputeRunningProcesses") or []
+    processes = nvml.ask(pynvml, "nvmlDeviceGetComputeRunningProcesses", handle) or []
     return Gpu(
-        name=str(ask("nvmlDeviceGetName")),
+        name=str(nvml.ask(pynvml, "nvmlDeviceGetName", handle)),
         driver=str(pynvml.nvmlSystemGetDriverVersion()),
         memory_bytes=memory and int(memory.total),
         free_bytes=memory and int(memory.free),

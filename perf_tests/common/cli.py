@@ -31,6 +31,10 @@ def run_command(command: str, action: Callable[[], int]) -> int:
     except BrokenPipeError:  # `compare … | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return COULD_NOT_JUDGE
+    except OSError as error:  # a folder that is a file, a disk that is full, a program that is missing
+        where = f"{clean(error.filename)}: " if error.filename else ""
+        print(f"perf_tests {command}: {where}{clean(error.strerror or error)}", file=sys.stderr)
+        return COULD_NOT_JUDGE
 
 
 def percentage(text: str) -> float:
@@ -75,6 +79,16 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
 def has_option(arguments: Sequence[str], option: str) -> bool:
     """Whether pytest's arguments have ``option``, with ``=`` or without."""
     return any(argument.partition("=")[0] == option for argument in arguments)
+
+
+def option_value(arguments: Sequence[str], option: str) -> str | None:
+    """The value that ``option`` has in pytest's arguments, the last one, with ``=`` or as the next argument."""
+    found = None
+    for index, argument in enumerate(arguments, 1):
+        name, equals, value = argument.partition("=")
+        if name == option:
+            found = value if equals else next(iter(arguments[index:]), None)
+    return found
 
 
 def with_default(arguments: Sequence[str], option: str, value: str) -> list[str]:

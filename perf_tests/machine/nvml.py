@@ -1,5 +1,6 @@
 """What NVML says about a torch device: asked once, or sampled by a thread while something else runs."""
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -46,15 +47,20 @@ class Samples:
 
 
 class Gpu:
-    """A GPU as NVML knows it. A question that it refuses (a MIG slice its clocks, say) is answered ``None``."""
+    """A GPU, or a MIG slice of the one whose handle is ``board``, as NVML knows it.
 
-    def __init__(self, pynvml: Any, handle: Any) -> None:
+    A slice has processes of its own, and its board's clocks and temperature. A question that NVML refuses is answered
+    ``None``.
+    """
+
+    def __init__(self, pynvml: Any, handle: Any, board: Any = None) -> None:
         self._nvml = pynvml
         self._handle = handle
+        self._board = handle if board is None else board
 
     def describe(self) -> Nvml:
         """Driver and mode."""
-        mig = self._ask("nvmlDeviceGetMigMode", self._handle)
+        mig = self._ask("nvmlDeviceGetMigMode", self._board)
         return Nvml(
             driver=self._ask("nvmlSystemGetDriverVersion"),
             mig=None if mig is None else mig[0] == self._nvml.NVML_DEVICE_MIG_ENABLE,
@@ -63,13 +69,13 @@ class Gpu:
     def sample(self) -> Sample:
         """Its state now."""
         at = time.perf_counter()
-        clock = self._ask("nvmlDeviceGetClockInfo", self._handle, self._nvml.NVML_CLOCK_SM)
+        clock = self._ask("nvmlDeviceGetClockInfo", self._board, self._nvml.NVML_CLOCK_SM)
         processes = self._ask("nvmlDeviceGetComputeRunningProcesses", self._handle)
         return Sample(
             at=at,
             sm_clock_hz=None if clock is None else MEGAHERTZ * clock,
-            temperature_celsius=self._ask("nvmlDeviceGetTemperature", self._handle, self._nvml.NVML_TEMPERATURE_GPU),
-            throttle_reasons=self._ask("nvmlDeviceGetCurrentClocksThrottleReasons", self._handle),
+            temperature_celsius=self._ask("nvmlDeviceGetTemperature", self._board, self._nvml.NVML_TEMPERATURE_GPU),
+            throttle_reasons=self._ask("nvmlDeviceGetCurrentClocksThrottleReasons", self._board),
             # All but this one, whatever its number: in a container NVML gives the number that the host knows.
             foreign_processes=None if processes is None else max(0, len(processes) - 1),
         )
@@ -113,7 +119,8 @@ def open_gpu(device: str) -> Iterator[Gpu | None]:
         yield None
         return
     try:
-        yield _find(pynvml, device)
+        handles = find_handles(pynvml, device, uuid_of(device))
+        yield Gpu(pynvml, *handles) if handles else None
     finally:
         pynvml.nvmlShutdown()
 
@@ -139,13 +146,27 @@ def ask(pynvml: Any, question: str, *arguments: Any) -> Any:
         return None
 
 
-def _find(pynvml: Any, device: str) -> Gpu | None:
-    """NVML counts all GPUs, torch the visible ones: go by the UUID that torch reports."""
+def uuid_of(device: str) -> str:
+    """The UUID of a torch device, as torch has it: with NVML's ``GPU-`` or ``MIG-`` before it, or without."""
     import torch
 
-    uuid = str(torch.cuda.get_device_properties(torch.device(device)).uuid)
-    try:
-        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}")
-    except pynvml.NVMLError:
-        return None
-    return Gpu(pynvml, handle)
+    return str(torch.cuda.get_device_properties(torch.device(device)).uuid)
+
+
+def find_handles(pynvml: Any, device: str, uuid: str) -> tuple[Any, Any] | None:
+    """NVML's handles of a torch device and of the board that it is on, which are the same but for a MIG slice.
+
+    NVML counts all GPUs, torch the visible ones, maybe in another order: so they are told by their UUIDs. Of a slice
+    torch may report the board's; then what CUDA_VISIBLE_DEVICES says is asked for first.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    index = int(device.partition(":")[2] or 0)
+    chosen = visible[index].strip() if index < len(visible) else ""
+    bare = uuid.removeprefix("GPU-").removeprefix("MIG-")
+    for name in (*([chosen] if chosen.startswith("MIG-") else []), f"GPU-{bare}", f"MIG-{bare}"):
+        handle = ask(pynvml, "nvmlDeviceGetHandleByUUID", name)
+        if handle is not None:
+            mig = name.startswith("MIG-")
+            board = ask(pynvml, "nvmlDeviceGetDeviceHandleFromMigDeviceHandle", handle) if mig else None
+            return handle, handle if board is None else board
+    return None

@@ -261,7 +261,7 @@ def test_an_unchanged_package_can_be_no_failure(
 def test_what_changed_is_measured_all_the_same(words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[Base] = []
     monkeypatch.setattr(command, "_run_ab", lambda base, *arguments: called.append(base) or 0)
-    monkeypatch.setattr(command, "check_machine", lambda: None)
+    monkeypatch.setattr(command, "check_machine", lambda device: None)
     (words / PACKAGE / "__init__.py").write_text("# Another word.\n")
     assert command.main(["measure", "--out", str(tmp_path / "out"), "--base", "HEAD~1", "--only-changed"]) == 0
     assert called == [Base(git(words, "rev-parse", "HEAD~1"))]

@@ -8,7 +8,7 @@ import pytest
 
 from perf_tests.ci import machine_check
 from perf_tests.ci.command import check_machine
-from perf_tests.ci.machine_check import Gpu, look_at_gpus
+from perf_tests.ci.machine_check import Gpu, look_at_gpu
 from perf_tests.common.errors import BadInputError
 
 FREE = Gpu("NVIDIA H100", "580.1", 80_000_000_000, 79_000_000_000, (), 40, True, False, 1980, 1980, 700.0, 0)
@@ -46,11 +46,11 @@ def test_what_nvml_does_not_say_is_unknown() -> None:
 def test_a_gpu_that_is_not_free_is_refused(
     state: dict[str, Any], why: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("perf_tests.ci.command.look_at_gpus", lambda: [FREE, FREE._replace(**state)])
+    monkeypatch.setattr("perf_tests.ci.command.look_at_gpu", lambda device: FREE._replace(**state))
     with pytest.raises(BadInputError) as refused:
-        check_machine()
+        check_machine("cuda")
     assert why in str(refused.value)
-    assert capsys.readouterr().out.count("NVIDIA H100: driver") == 2
+    assert capsys.readouterr().out.count("NVIDIA H100: driver") == 1
 
 
 def test_nvml_is_read_and_nothing_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +66,7 @@ def test_nvml_is_read_and_nothing_is_set(monkeypatch: pytest.MonkeyPatch) -> Non
         def __getattr__(self, name: str) -> Any:
             asked.append(name)
             answers = {
-                "nvmlDeviceGetCount": 1,
+                "nvmlDeviceGetHandleByUUID": "GPU-1234",
                 "nvmlDeviceGetName": "NVIDIA L4",
                 "nvmlSystemGetDriverVersion": "580.1",
                 "nvmlDeviceGetMemoryInfo": types.SimpleNamespace(total=24_000, free=23_900),
@@ -83,13 +83,15 @@ def test_nvml_is_read_and_nothing_is_set(monkeypatch: pytest.MonkeyPatch) -> Non
             return answer
 
     monkeypatch.setitem(sys.modules, "pynvml", Nvml("pynvml"))
-    (gpu,) = look_at_gpus()
+    monkeypatch.setattr(machine_check, "ask_for_uuid", lambda device: "GPU-1234")
+    gpu = look_at_gpu("cuda")
+    assert gpu is not None
     assert gpu._replace(processes=()) == Gpu("NVIDIA L4", "580.1", 24_000, 23_900, (), 35, power_limit_watts=72.0)
     assert "nvmlShutdown" in asked
     assert not [name for name in asked if "Set" in name or "Reset" in name]
 
 
-def test_without_a_driver_there_are_no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_driver_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert look_at_gpus() == []
+    assert look_at_gpu("cuda") is None
     assert "cores" in machine_check.describe_host()

@@ -133,7 +133,7 @@ class FakeNvml:
 
         def answer(*args: object) -> object:
             if name.startswith("nvmlDevice"):
-                assert args[0] == "GPU-1234"
+                assert args[0] in ("GPU-1234", "MIG-1234")
             if name in self.refused:
                 raise self.NVMLError(name)
             with self.sampled:

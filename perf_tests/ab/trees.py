@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from perf_tests.common.cli import tell
 from perf_tests.common.errors import BadInputError
-from perf_tests.common.git import find_commit, run_git
+from perf_tests.common.git import find_commit, run_git, what_to_do
 from perf_tests.common.package_hash import PACKAGE, SamePackageError, hash_files, hash_package
 from perf_tests.common.text import clean
 
@@ -70,7 +70,8 @@ def find_revision(repository: Path, asked: str) -> Revision:
         return Revision(asked, find_commit(repository, "HEAD"), dirty, working_tree=True)
     commit = find_commit(repository, asked)
     if commit is None:
-        raise BadInputError(f"{clean(asked)}: no such commit; give a commit, a branch, a tag, or '.' for this tree")
+        advice = what_to_do(repository, "give a commit, a branch, a tag, or '.' for this tree")
+        raise BadInputError(f"{clean(asked)}: no such commit; {advice}")
     return Revision(asked, commit, dirty=False, working_tree=False)
 
 
@@ -118,10 +119,17 @@ def fill(tree: Path, repository: Path, revision: Revision, part: str = ".") -> N
     """Put ``revision``'s files into ``tree``, or those below ``part`` alone."""
     tree.mkdir(parents=True, exist_ok=True)
     if not revision.working_tree:
+        commit = str(revision.commit)
         try:
-            archive = run_git(repository, "archive", "--format=tar", str(revision.commit), "--", part)
-        except BadInputError:
-            raise BadInputError(f"{clean(revision.asked)}: has no {part}/") from None
+            there = part == "." or run_git(repository, "ls-tree", commit, "--", part)
+            archive = run_git(repository, "archive", "--format=tar", commit, "--", part) if there else b""
+        except BadInputError as error:
+            raise BadInputError(
+                f"{clean(revision.asked)}: {error}; where its files were never fetched (a partial clone), fetch them"
+                " while the remote can be reached"
+            ) from None
+        if not there:
+            raise BadInputError(f"{clean(revision.asked)}: has no {part}/")
         with tarfile.open(fileobj=io.BytesIO(archive)) as files:
             # Python has filters from 3.11.4 on; before, what git wrote is taken as it is.
             files.extraction_filter = getattr(tarfile, "data_filter", lambda member, path: member)

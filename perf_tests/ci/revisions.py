@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from perf_tests.common.errors import BadInputError
-from perf_tests.common.git import find_commit, run_git
+from perf_tests.common.git import find_commit, run_git, what_to_do
 from perf_tests.common.text import clean
 
 NIGHTLY = "24 hours ago"
@@ -59,7 +59,9 @@ def resolve(revision: str) -> str:
     """
     found = find_commit(Path.cwd(), revision)
     if found is None:
-        raise BadInputError(f"{clean(revision, 80)!r}: no such commit here; fetch the whole history or give another")
+        raise BadInputError(
+            f"{clean(revision, 80)!r}: no such commit here; {what_to_do(Path.cwd(), 'fetch it or give another')}"
+        )
     return found
 
 
@@ -71,9 +73,7 @@ def _chosen(commit: str | None, how: str, otherwise: str = "") -> Base:
     """
     if commit:
         return Base(commit, f"{NOTE}{commit[:10]}, {how}")
-    shallow = _git("rev-parse", "--is-shallow-repository") == "true"
-    what = "the clone is shallow, fetch the whole history (fetch-depth: 0)" if shallow else "give --base"
-    raise BadInputError(f"no commit to compare with: {otherwise}; {what}")
+    raise BadInputError(f"no commit to compare with: {otherwise}; {what_to_do(Path.cwd(), 'give --base')}")
 
 
 def _git(*arguments: str) -> str:

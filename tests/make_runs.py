@@ -29,6 +29,7 @@ MACHINE = {
     "package_hash": "0123456789ab",
     "compiled_step": {"level": "avx2", "problem": None},
     "thread_count": 2,
+    "available_cores": 2,
     "openmp_waiting": "GOMP_SPINCOUNT=1000",
     "tf32_matmul": False,
     "tf32_cudnn": True,

@@ -19,6 +19,7 @@ from perf_tests.gate.noise import LEAST_RUNS, CaseNoise, measure_noise
 from perf_tests.runs.fingerprint import describe_machine, differences
 from perf_tests.runs.references import FORMS, add_storage, locate, storage_path
 from perf_tests.runs.saved import Run, read_run
+from perf_tests.runs.store import check_store
 
 from .arguments import SESSIONS, interrupts_end_in_order, session_name
 from .process import Job, measure_once
@@ -34,6 +35,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _calibrate(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    check_store()
     runs = read_runs(options) if options.runs_from else measure_runs(options, arguments)
     check_alike(runs)
     measured, problems = noises_of(runs)

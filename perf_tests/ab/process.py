@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from perf_tests.common.errors import BadInputError
 from perf_tests.common.text import clean
+from perf_tests.runs.journals import OF_MEMORY
 from perf_tests.runs.saved import Run, read_run
 
 SUITE = "perf_tests"
@@ -62,7 +63,9 @@ def measure(job: Job) -> Run:
             raise
     if code not in MEASURED or not draft.exists() or not draft.stat().st_size:
         draft.unlink(missing_ok=True)
-        raise BadInputError(f"pytest in {clean(job.tree)} ended with {code}: {_last_words(job.log)}")
+        how = f"ended with {code}" if code >= 0 else f"was killed by signal {-code}"
+        of_memory = OF_MEMORY if code == -signal.SIGKILL else ""
+        raise BadInputError(f"pytest in {clean(job.tree)} {how}{of_memory}: {_last_words(job.log)}")
     draft.replace(job.out)
     return read_run(job.out)
 

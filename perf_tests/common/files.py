@@ -28,3 +28,18 @@ def write_file(path: Path, content: bytes) -> None:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise BadInputError(f"{clean(path)}: cannot be written: {reason}") from None
+
+
+def check_writable(folder: Path) -> None:
+    """Try to write in ``folder``, which is made if it is missing.
+
+    Raises:
+        BadInputError: it cannot be written to.
+    """
+    probe = folder / f".perf_writable_{os.getpid()}"
+    try:
+        write_file(probe, b"")
+        probe.unlink(missing_ok=True)
+    except (BadInputError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error).rpartition(": ")[2]
+        raise BadInputError(f"cannot write to {clean(folder)}: {reason}") from None

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 from perf_tests.common.package_hash import hash_package
 
+from . import cores
+
 # libgomp's variables for how long a thread spins before it sleeps. By default that is for milliseconds: a thread whose
 # core another process has taken is waited for by one that keeps the other core busy, and the original's round takes
 # 3.0 times as long beside a single busy process, flash's 2.3 times. After 1,000 turns, some microseconds, it is 1.6 and
@@ -51,6 +53,7 @@ def describe_machine(device: str) -> dict[str, Any]:
         **describe_package(),
         "compiled_step": None if device.startswith("cuda") else describe_compiled_step(),
         "thread_count": torch.get_num_threads(),
+        "available_cores": round(cores.available(), 3),
         "openmp_waiting": describe_waiting(),
         "tf32_matmul": bool(matmul.allow_tf32),
         "tf32_cudnn": bool(torch.backends.cudnn.allow_tf32),
@@ -59,14 +62,15 @@ def describe_machine(device: str) -> dict[str, Any]:
     }
 
 
-def describe_cpu(cores: int) -> str:
+def describe_cpu() -> str:
     """The CPU's name, where the system tells it quickly, and how many cores this process may use."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         name = platform.processor() or platform.machine()
-    return f"{name}, {cores} cores"
+    usable = cores.available()
+    return f"{name}, {usable:.3g} core{'' if usable == 1 else 's'}"
 
 
 class XFormers(NamedTuple):

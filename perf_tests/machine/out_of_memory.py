@@ -9,6 +9,8 @@ import psutil  # type: ignore[import-untyped]
 
 from perf_tests.common.text import first_line
 
+from .cores import memory_left
+
 _ASKED = re.compile(r"(?:[Tt]ried to allocate|Unable to allocate) ([\d.]+ ?(?:[KMGTP]i?B|bytes|B))\b")
 _FREE = re.compile(r"(?:of which )?([\d.]+ [KMGTP]?i?B)(?: is)? free\b")
 _GPU = re.compile(r"\bGPU (\d+)\b")
@@ -34,7 +36,9 @@ def describe_out_of_memory(error: BaseException) -> str | None:
         peak = torch.cuda.max_memory_allocated(int(gpu[1]) if gpu else None) if torch.cuda.is_available() else None
         where = "on the GPU"
     else:
-        left = _gib(psutil.virtual_memory().available)
+        limited = memory_left()
+        free_here = psutil.virtual_memory().available
+        left = _gib(free_here if limited is None else min(free_here, limited))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         where = "on the host"
     return f"{what}, {left} free {where}, peak {_gib(peak) if peak is not None else 'unknown'}"

@@ -12,6 +12,7 @@ import psutil  # type: ignore[import-untyped]
 
 from perf_tests.common.text import first_line
 
+from .cores import affinity, available, find_quota
 from .nvml import MEGAHERTZ, Sample, Samples, sample_gpu
 
 # The system counts its cores' busy time in ticks of 10 ms, each of which is half a core over 20 ms. Between readings so
@@ -27,10 +28,11 @@ class Span(NamedTuple):
 
 
 class CpuReading(NamedTuple):
-    """Seconds of ``time.perf_counter``, and core seconds that others have used until then."""
+    """Seconds of ``time.perf_counter``, and of cores: what others have used until then, and a quota kept from us."""
 
     at: float
     foreign_seconds: float
+    throttled_seconds: float = 0.0
 
 
 class StateWatch:
@@ -122,17 +124,33 @@ def lost_device(device: str) -> str | None:
 
 
 def _read_cpu() -> CpuReading:
-    times = psutil.cpu_times()
-    idle = times.idle + getattr(times, "iowait", 0.0)
-    # Guests' time is part of user time already.
-    busy = sum(times) - idle - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
-    return CpuReading(time.perf_counter(), busy - time.process_time())
+    """Of the CPUs that this process may run on: what is busy elsewhere takes nothing from it."""
+    mine = affinity()
+    if len(mine) == psutil.cpu_count():
+        every = [psutil.cpu_times()]
+    else:
+        every = [times for number, times in enumerate(psutil.cpu_times(percpu=True)) if number in mine]
+    busy = 0.0
+    for times in every:
+        idle = times.idle + getattr(times, "iowait", 0.0)
+        # Guests' time is part of user time already.
+        busy += sum(times) - idle - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
+    quota = find_quota()
+    throttled = quota.throttled_seconds() if quota else 0.0
+    return CpuReading(time.perf_counter(), busy - time.process_time(), throttled)
 
 
 def _foreign_load(early: CpuReading, late: CpuReading) -> float:
-    """Cores, on average. What is own is known more finely than what is busy, so that little may look like less."""
+    """Cores, on average. What is own is known more finely than what is busy, so that little may look like less.
+
+    Under a quota others first fill the cores that it leaves idle; while it holds this process back, those count.
+    """
     wall = late.at - early.at
-    return max(0.0, (late.foreign_seconds - early.foreign_seconds) / wall) if wall > 0 else 0.0
+    if wall <= 0:
+        return 0.0
+    idle = len(affinity()) - available()
+    foreign = (late.foreign_seconds - early.foreign_seconds) / wall - idle
+    return max(0.0, foreign) + max(0.0, late.throttled_seconds - early.throttled_seconds) / wall
 
 
 def _load_average() -> float | None:

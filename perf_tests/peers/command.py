@@ -193,7 +193,7 @@ def show(
 
     console = Console()
     console.width = max(LEAST_WIDTH, console.width)
-    console.print(f"{describe_cpu(len(os.sched_getaffinity(0)))}, {versions}", highlight=False)
+    console.print(f"{describe_cpu()}, {versions}", highlight=False)
     if results:
         print_rows(results, console)
     print_contest(entries, weights, console)

@@ -1,6 +1,5 @@
 """The tables that people read. Imports no torch."""
 
-import os
 from collections.abc import Sequence
 from statistics import median
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from rich.table import Table
 
 from perf_tests.common.intervals import Estimate
 from perf_tests.common.units import format_seconds
+from perf_tests.machine.cores import available
 from perf_tests.runs.device_state import FOREIGN_SHARE
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def print_rows(results: "Sequence[Result]", console: Console) -> None:
 
 def _was_shared(result: "Result") -> bool:
     """Whether others took cores from a row, which uses all of them."""
-    return (result.foreign_cpu_cores or 0) > FOREIGN_SHARE * (os.cpu_count() or 1)
+    return (result.foreign_cpu_cores or 0) > FOREIGN_SHARE * available()
 
 
 def print_contest(entries: "Sequence[Entry]", weights: str, console: Console) -> None:

@@ -15,22 +15,23 @@ _LARGEST = 2**63
 
 
 class Cores(NamedTuple):
-    """How many of a machine's cores a run needs, and how many it leaves to others."""
+    """How many of the cores that a run may use it needs, and how many it leaves to others."""
 
     needed: int
-    spare: int
+    spare: float
 
     @classmethod
     def of(cls, machine_info: Mapping[str, Any], device: str) -> "Cores":
         """Of a run on ``device``: torch's threads, or on a GPU the one that launches its kernels.
 
-        Where a run says nothing of its machine, all of its cores are needed.
+        Where a run says nothing of its machine, all of its cores are needed; where it does not say how many of them it
+        may use, it may use them all.
         """
         threads, cpu = machine_info.get("thread_count"), machine_info.get("cpu")
         needed = 1 if device.startswith("cuda") else threads
         needed = needed if isinstance(needed, int) and needed > 0 else 1
-        count = cpu.get("count") if isinstance(cpu, Mapping) else None
-        return cls(needed, max(0, count - needed) if isinstance(count, int) else 0)
+        count = machine_info.get("available_cores", cpu.get("count") if isinstance(cpu, Mapping) else None)
+        return cls(needed, max(0, count - needed) if isinstance(count, int | float) else 0)
 
     def foreign_share(self, foreign_cores: float) -> float:
         """Of the needed cores, how much others took: what they keep busy beyond the spare ones."""

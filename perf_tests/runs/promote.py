@@ -10,7 +10,7 @@ from perf_tests.common.text import clean, count_of
 from .document import parse_document, read_bytes
 from .references import FORMS, add_storage, locate, storage_path
 from .saved import parse_run
-from .store import baseline_path, keep_old
+from .store import baseline_path, check_store, keep_old
 
 
 def main(arguments: list[str]) -> int:
@@ -28,6 +28,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 def _promote(options: argparse.Namespace) -> int:
     target = baseline_path(options.name)
+    check_store()
     found = locate(options.run, storage_path(options.storage))
     content = read_bytes(found.path)
     run = parse_run(parse_document(content, found.path), found.name)

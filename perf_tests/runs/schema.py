@@ -322,6 +322,7 @@ MACHINE_INFO = (
         ),
     ),
     Field("thread_count", "integer", "threads", "torch's intra-op threads"),
+    Field("available_cores", "number", "cores", "what the process may keep busy, by its affinity and a cgroup's quota"),
     Field(
         "openmp_waiting",
         "string",

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from perf_tests.common.errors import BadInputError
-from perf_tests.common.files import write_file
+from perf_tests.common.files import check_writable, write_file
 from perf_tests.common.text import clean
 
 APPLICATION = "whisper-flash-attention"
@@ -25,7 +25,25 @@ def store_path() -> Path:
         return Path(chosen)
     from platformdirs import user_data_path
 
-    return user_data_path(APPLICATION)
+    try:
+        return user_data_path(APPLICATION)
+    except RuntimeError:  # this user has no home, and so no baselines
+        return Path("~", APPLICATION)
+
+
+def check_store() -> None:
+    """Refuse a store that nothing can be kept in, before what is to be kept is measured.
+
+    Raises:
+        BadInputError: there is no such folder and no home to make one in, or it cannot be written to.
+    """
+    folder = store_path()
+    if not (os.environ.get("PERF_STORE") or folder.is_absolute()):
+        raise BadInputError("this user has no home folder to keep that in; set PERF_STORE to a folder")
+    try:
+        check_writable(folder)
+    except BadInputError as error:
+        raise BadInputError(f"{error}; set PERF_STORE to another folder") from None
 
 
 def is_name(text: str) -> bool:

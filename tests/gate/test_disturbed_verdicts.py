@@ -51,7 +51,7 @@ def test_disturbed_pairs_are_left_out(compare: Compare, base: Run, head: Run) ->
 def test_cores_that_a_run_leaves_idle_are_free(device: str, compare: Compare, base: Run, head: Run) -> None:
     """On a CPU torch's threads count, on a GPU the one that launches kernels."""
     for run in (base, head):
-        run["machine_info"]["cpu"]["count"] = 16
+        run["machine_info"]["available_cores"] = 16
         run["machine_info"]["thread_count"] = 8 if device == "cpu" else 16
         if device == "cuda":
             make_cuda(run)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,20 +12,10 @@ from perf_tests.machine import describe
 from tests.running import ROOT, read_run, run
 from tests.whole_runs import validate_run
 
-# No git, odd git
 from .test_breakage import run_broken
 from .test_run import SMALL
 
-
-@pytest.fixture
-def bare_tree(tmp_path: Path) -> Path:
-    """The suite's files in a folder that is no checkout."""
-    tree = tmp_path / "tree"
-    for name in ("perf_tests", "whisper_flash_attention", "tests/plugins"):
-        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("conftest.py", "pyproject.toml"):
-        shutil.copy(ROOT / name, tree)
-    return tree
+# No git, odd git
 
 
 def measure_in(tree: Path, **environment: str) -> dict:

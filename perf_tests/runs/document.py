@@ -6,6 +6,7 @@ what is broken is passed over. Another version of the schema is refused by both.
 
 import json
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,13 +79,13 @@ def parse_document(content: bytes, path: Path) -> Mapping[str, Any]:
 
 
 def _load(content: bytes) -> Any:
-    """Fast where it is plain JSON; byte order marks, NaN and what is broken are left to Python's own reader."""
+    """Fast where it is plain JSON; other encodings than UTF-8, NaN and what is broken are left to Python's reader."""
     import orjson
 
     try:
         return orjson.loads(content)
     except orjson.JSONDecodeError:
-        return json.loads(content.decode("utf-8-sig"))
+        return json.loads(content)
 
 
 def take_apart(document: Mapping[str, Any], *, strict: bool) -> tuple[CaseDocument, ...]:
@@ -182,3 +183,12 @@ def check_version(version: object, name: str) -> None:
 def mapping(value: object) -> Mapping[str, Any]:
     """A JSON object, or an empty one in place of anything else."""
     return value if isinstance(value, Mapping) else {}
+
+
+def in_utc(text: str) -> str:
+    """A time with its zone as that of UTC, so that texts sort as what they mean; any other text as it is."""
+    try:
+        recorded = datetime.fromisoformat(text)
+        return recorded.astimezone(UTC).isoformat() if recorded.utcoffset() else text
+    except (ValueError, OverflowError):
+        return text

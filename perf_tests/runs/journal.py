@@ -122,6 +122,10 @@ class Journal:
         """The user interrupted a case: not its fault."""
         self._write({"left": name})
 
+    def has_begun(self, name: str) -> bool:
+        """Whether a phase of the case has ended in this session."""
+        return name in self._reports
+
     def note(self, name: str, outcome: str, reason: str | None) -> None:
         """Note the outcome of one phase of a case; the first phase that did not pass decides."""
         if self._reports.get(name, ("passed", None))[0] == "passed":

@@ -18,6 +18,8 @@ from .schema import OUTCOMES
 
 # The first word of faulthandler's watchdog.
 HUNG = "Timeout ("
+# A system that runs out of memory kills a process without a word.
+OF_MEMORY = "; where memory runs out, the system kills it"
 # One death may be the machine's; of a second one in the same case, the case is the cause.
 MOST_DEATHS = 2
 
@@ -68,9 +70,10 @@ def choose(pasts: list[Past], names: list[str], identity: Mapping[str, object], 
 
 
 def read_journals(folder: Path) -> list[Past]:
-    """The journals in ``folder`` that can be read, newest first."""
-    pasts = (read_journal(path) for path in sorted(folder.glob("journal_*.jsonl"), reverse=True))
-    return [past for past in pasts if past is not None]
+    """The journals in ``folder`` that can be read, the one that was written to last first."""
+    pasts = (read_journal(path) for path in sorted(folder.glob("journal_*.jsonl")))
+    found = [past for past in pasts if past is not None]
+    return sorted(found, key=lambda past: past.sessions[-1].started, reverse=True)
 
 
 def read_journal(path: Path) -> Past | None:
@@ -161,7 +164,7 @@ class _Reader:
             if self._watchdog:
                 reason = f"hung, and the watchdog ended the process{_where(self._watchdog)}"
             elif self._deaths[name] >= MOST_DEATHS:
-                reason = f"the process died in it, {self._deaths[name]} times"
+                reason = f"the process died in it, {self._deaths[name]} times{OF_MEMORY}"
             if reason is not None:
                 self.entries[name] = Entry(name, "failed", reason, None, len(self.sessions))
         done = len(self.entries) - sum(session.cases for session in self.sessions)

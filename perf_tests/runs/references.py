@@ -8,13 +8,14 @@ import argparse
 import json
 import platform
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from perf_tests.common.errors import BadInputError
 from perf_tests.common.text import clean, count_of
 
+from .document import in_utc, mapping
 from .store import baseline_names, baseline_path, is_name
 
 DEFAULT_STORAGE = ".benchmarks"
@@ -81,11 +82,16 @@ def locate(reference: str, storage: Path) -> Located:
 def saved_runs(storage: Path) -> list[Saved]:
     """The runs that pytest-benchmark saved, oldest first: this kind of machine's, else all there are.
 
+    Those of a folder are in the order of their numbers, which no clock that is set back changes; the folders of several
+    machines by the time that their last runs recorded.
+
     Raises:
         BadInputError: there are none.
     """
-    own = _runs_in(storage, [storage / _machine_folder()])
-    found = own or _runs_in(storage, _folders(storage))
+    found = _runs_in(storage / _machine_folder())
+    if not found:
+        folders = sorted(filter(None, map(_runs_in, _folders(storage))), key=lambda runs: _read_instant(runs[-1].path))
+        found = [run for runs in folders for run in runs]
     if not found:
         raise BadInputError(f"{clean(storage)}: no saved runs; make one with pytest perf_tests --benchmark-autosave")
     return found
@@ -119,15 +125,14 @@ def _folders(storage: Path) -> list[Path]:
         return []
 
 
-def _runs_in(storage: Path, folders: Iterable[Path]) -> list[Saved]:
-    found = []
-    for folder in folders:
-        try:
-            paths = [*folder.iterdir()]
-        except (OSError, ValueError):
-            continue
-        matched = ((_SAVED.fullmatch(path.name), path) for path in paths)
-        found += [Saved(int(match[1]), path) for match, path in matched if match and path.is_file()]
+def _runs_in(folder: Path) -> list[Saved]:
+    """The saved runs of a folder, by number."""
+    try:
+        paths = [*folder.iterdir()]
+    except (OSError, ValueError):
+        return []
+    matched = ((_SAVED.fullmatch(path.name), path) for path in paths)
+    found = [Saved(int(match[1]), path) for match, path in matched if match and path.is_file()]
     return sorted(found, key=lambda run: (run.number, run.path))
 
 
@@ -152,11 +157,21 @@ def commit_of(path: Path) -> str:
 
 
 def _read_commit(path: Path) -> str | None:
-    try:
-        commit = json.loads(path.read_bytes())["commit_info"]["id"]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return None
+    commit = mapping(_read(path).get("commit_info")).get("id")
     return commit if isinstance(commit, str) else None
+
+
+def _read_instant(path: Path) -> str:
+    """When the run at ``path`` ended, as it recorded that; texts in UTC sort as what they mean."""
+    recorded = _read(path).get("datetime")
+    return in_utc(recorded) if isinstance(recorded, str) else ""
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        return mapping(json.loads(path.read_bytes()))
+    except (OSError, ValueError, RecursionError):
+        return {}
 
 
 def _only(reference: str, found: list[Saved]) -> Located:

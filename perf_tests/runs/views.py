@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from perf_tests.common.errors import BadInputError
 from perf_tests.common.intervals import Estimate
 from perf_tests.common.text import LONGEST, clean
-from perf_tests.runs.document import CaseDocument, Unreadable, mapping, parse_document, read_bytes, take_apart
+from perf_tests.runs.document import CaseDocument, Unreadable, in_utc, mapping, parse_document, read_bytes, take_apart
 from perf_tests.runs.records import WALL_CLOCK, timer_of
 
 
@@ -153,7 +153,7 @@ def view_run(path: Path, name: str, known: Mapping[str, Mapping[str, Any]]) -> R
         commit=_text(commit.get("id")),
         branch=_text(commit.get("branch")),
         dirty=commit.get("dirty") is True,
-        datetime=_text(document.get("datetime")) or "",
+        datetime=in_utc(_text(document.get("datetime")) or ""),
         machine_info=mapping(document.get("machine_info")),
         cases=tuple(CaseView(case, known) for case in cases),
         plain="perf_cases" not in document,

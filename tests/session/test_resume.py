@@ -59,7 +59,10 @@ def test_a_case_in_which_the_process_dies_twice_failed(tmp_path: Path) -> None:
     saved = read_run(tmp_path)
     assert validate_run(saved) == []
     assert outcomes(saved) == {ORIGINAL: "passed", EAGER: "failed", FLASH: "passed"}
-    assert saved["perf_cases"][1]["reason"] == "the process died in it, 2 times"
+    assert (
+        saved["perf_cases"][1]["reason"]
+        == "the process died in it, 2 times; where memory runs out, the system kills it"
+    )
 
 
 @pytest.mark.slow
@@ -249,7 +252,7 @@ def test_one_death_may_be_chance_and_two_are_the_case_s(tmp_path: Path) -> None:
         assert [*past.entries] == [EAGER][: deaths - 1]
         journal = Journal(journal.path, CASES, {}, MACHINE, past.entries, past.sessions)
     journal.file.close()
-    assert past.entries[EAGER].reason == "the process died in it, 2 times"
+    assert past.entries[EAGER].reason == "the process died in it, 2 times; where memory runs out, the system kills it"
 
 
 HEADER = (

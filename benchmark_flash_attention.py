@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from perf_tests.common.cli import Parser
+from perf_tests.common.console import show_everywhere
 from perf_tests.common.errors import BadInputError
 from perf_tests.matrix import cases
 from perf_tests.matrix.plan import nvidia_driver_present
@@ -30,6 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     Returns:
         pytest's exit code (0 where every case passed); 2 where it could not begin or nothing was measured.
     """
+    show_everywhere()
     try:
         options = parse(arguments)
         return benchmark(options)

@@ -11,6 +11,9 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.markup import escape
 
+from perf_tests.common.console import show_everywhere
+from perf_tests.common.git import forget_caller
+
 
 class Command(NamedTuple):
     """One command: the module whose ``main`` runs it, and a line of help."""
@@ -37,6 +40,8 @@ def main(arguments: list[str]) -> int:
     Returns:
         Its exit code; 2 where there is no such command.
     """
+    show_everywhere()
+    forget_caller()
     console = Console(stderr=True, highlight=False)
     name, *rest = arguments or ["--help"]
     if name in ("-h", "--help"):

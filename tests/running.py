@@ -32,6 +32,7 @@ def run(command: list[str], cwd: Path = ROOT, **environment: str) -> subprocess.
         env=variables | settings | environment,
         capture_output=True,
         text=True,
+        errors="replace",
         timeout=300,
         check=False,
         # A shell's background jobs ignore Ctrl-C, and so would all that they start.

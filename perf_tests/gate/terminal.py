@@ -49,8 +49,6 @@ def print_comparison(
     from rich.console import Console
 
     file = file or sys.stdout
-    if hasattr(file, "reconfigure"):
-        file.reconfigure(errors="backslashreplace")  # a terminal in ASCII gets all but the arrows
     least = LEAST_WIDTH + COLUMN_WIDTH * (len(shown_columns(comparison)) - len(COLUMNS))
     console = Console(
         file=file,

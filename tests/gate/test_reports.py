@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from perf_tests.common.console import IN_ASCII
 from perf_tests.common.text import clean, escape_markdown
 from perf_tests.gate.comparison import compare_runs
 from perf_tests.gate.terminal import print_comparison
@@ -110,7 +111,7 @@ def test_any_terminal_will_do(encoding: str, colour: bool, base: Run, head: Run)
     info_of(head)["aten_op_count"] += 25
     comparison = compare_runs(parse_run(base, "base"), parse_run(head, "[bold]head"), Rules())
     raw = io.BytesIO()
-    file = io.TextIOWrapper(raw, encoding=encoding)
+    file = io.TextIOWrapper(raw, encoding=encoding, errors=IN_ASCII)
     print_comparison(comparison, file, colour=colour)
     file.flush()
     text = raw.getvalue().decode(encoding)

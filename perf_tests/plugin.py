@@ -4,10 +4,11 @@ Cases are told from ordinary tests by ``is_perf_item``, and a session without an
 Nothing here imports torch: ``pytest-benchmark compare`` loads this file too, and collection must start at once.
 
 A session with cases goes through this: the baseline of ``--perf-fail-on`` is read, then the plan made; once the cases
-are known, the speech is loaded, the baseline held against this machine, the machine locked, the disks looked at, and
-the journal opened, so that what is wrong is said before an hour of measuring, what takes least to know first
-(``tests/session/test_startup_order.py`` holds the order). Around each case stand the progress line, the watchdog and
-the journal's entry. At the end pytest-benchmark saves, then the journal goes, and the run is compared.
+are known, other plugins are looked at, the speech is loaded, the baseline held against this machine, the machine
+locked, the disks looked at, and the journal opened, so that what is wrong is said before an hour of measuring, what
+takes least to know first (``tests/session/test_startup_order.py`` holds the order). Around each case stand the progress
+line, the watchdog and the journal's entry. At the end pytest-benchmark saves, then the journal goes, and the run is
+compared.
 """
 
 from collections.abc import Generator, Sequence
@@ -17,14 +18,15 @@ from typing import Any
 
 import pytest
 
+from perf_tests.common.console import show_everywhere
 from perf_tests.common.errors import BadInputError
 from perf_tests.gate import fail_on
-from perf_tests.machine import describe
+from perf_tests.machine import cores, describe
 from perf_tests.matrix import options
 from perf_tests.matrix.cases import Case
 from perf_tests.matrix.components import function_of, matrix_of
 from perf_tests.matrix.options import PLAN, is_perf_item
-from perf_tests.session import locks, outcomes, resume, saving, speech, terminal, timeouts
+from perf_tests.session import locks, other_plugins, outcomes, resume, saving, speech, terminal, timeouts
 from perf_tests.session.outcomes import JOURNAL
 from perf_tests.session.progress import Progress
 from perf_tests.session.terminal import PROGRESS
@@ -45,7 +47,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Before pytest-benchmark reads its options, and before torch is imported."""
+    show_everywhere()
+    saving.forget_calling_git(config)
     describe.let_threads_sleep()
+    cores.let_threads_fit()
     # pytest-benchmark keeps raw rounds in a saved run only when asked; the gate needs them.
     config.option.benchmark_save_data = True
     # It warns of cases that failed before they were timed and of runs without any; the journal has them.
@@ -62,7 +67,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_sessionstart(session: pytest.Session) -> None:
     """The terminal is there by now, and pytest-benchmark's session."""
     session.config.stash[PROGRESS] = Progress(session.config)
-    saving.save_whole(session)
+    if session.config.pluginmanager.hasplugin("benchmark"):
+        saving.save_whole(session)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -92,13 +98,20 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     config = session.config
     cases = [item for item in session.items if is_perf_item(item)]
     config.stash[HAS_CASES] = bool(cases)
-    if not cases or config.option.collectonly:
+    if not cases or config.option.collectonly or other_plugins.is_worker(config):
         return
+    other_plugins.check_session(config, cases)
     speech.load_speech_of(config, cases)
     fail_on.check_baseline(config, counted=config.stash[PLAN].counters_only)
     locks.lock_machine(config)
     saving.check_folders(config, len(cases))
     resume.open_journal(session, cases)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(ids: Sequence[str]) -> None:
+    """In the process that hands out what pytest-xdist's workers have collected: no cases."""
+    other_plugins.refuse_workers(ids)
 
 
 def pytest_report_collectionfinish(config: pytest.Config, items: Sequence[pytest.Item]) -> list[str]:
@@ -118,6 +131,12 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
             around.enter_context(timeouts.watched(item))
             around.enter_context(outcomes.recorded(item))
         return (yield)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if is_perf_item(item) and JOURNAL in item.config.stash:
+        outcomes.refuse_second_time(item)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -24,6 +24,8 @@ from perf_tests.machine.watch import lost_device
 from perf_tests.matrix.options import PLAN
 from perf_tests.runs.journal import Journal, complete_run, dumps
 
+from .other_plugins import why_idle
+
 JOURNAL = pytest.StashKey[Journal]()
 # What went wrong with saving the run.
 PROBLEMS = pytest.StashKey[list[str]]()
@@ -56,6 +58,12 @@ def note_phase(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.Te
         item.stash[COUNTED] = {name: getattr(benchmark, name) for name in ("group", "params", "extra_info")}
 
 
+def refuse_second_time(item: pytest.Item) -> None:
+    """Fail a case that another plugin runs again (``--reruns``): one that failed has failed."""
+    if item.config.stash[JOURNAL].has_begun(item.name):
+        pytest.fail("a case runs once; leave out the plugin that runs it again (--reruns, --retries)", pytrace=False)
+
+
 @contextmanager
 def recorded(item: pytest.Item) -> Iterator[None]:
     """Write that the case begins, and its entry when all of its phases are over."""
@@ -66,7 +74,10 @@ def recorded(item: pytest.Item) -> Iterator[None]:
     except BaseException:
         journal.leave(item.name)
         raise
-    entry = journal.close(item.name, _measurement(item))
+    measurement = _measurement(item)
+    if measurement is None and why_idle(item.config) is None:  # one that failed or was skipped stays so
+        journal.note(item.name, "failed", "nothing was measured in this process; leave out what runs cases elsewhere")
+    entry = journal.close(item.name, measurement)
     if journal.problem is not None:
         item.session.shouldstop = journal.problem  # what comes now could be lost
     elif entry.outcome == "failed" and (lost := lost_device(item.config.stash[PLAN].device)):

@@ -80,10 +80,10 @@ def end_journal(session: pytest.Session) -> None:
     """After pytest-benchmark has saved: the journal goes when the run is whole and saved, else it stays."""
     config = session.config
     journal, problems = config.stash[JOURNAL], config.stash[PROBLEMS]
-    if journal.earlier and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
-        failed = any(entry.outcome == "failed" for entry in journal.entries.values())
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED if failed else pytest.ExitCode.OK
-    if problems and session.exitstatus == pytest.ExitCode.OK:
+    if journal.earlier and session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:
+        session.exitstatus = pytest.ExitCode.OK
+    failed = any(entry.outcome == "failed" for entry in journal.entries.values())
+    if (failed or problems) and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
     journal.file.close()
     whole = len(journal.entries) == len(journal.selected)

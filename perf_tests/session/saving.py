@@ -4,7 +4,6 @@ pytest-benchmark opens a run's file and then writes it. Here the file appears wh
 written, the journal stays, so that nothing measured is lost.
 """
 
-import os
 import shutil
 import warnings
 from pathlib import Path
@@ -13,10 +12,11 @@ from typing import Any
 import pytest
 from pytest_benchmark.logger import PytestBenchmarkWarning
 from pytest_benchmark.storage.file import FileStorage
-from pytest_benchmark.utils import safe_dumps
+from pytest_benchmark.utils import get_tag, safe_dumps
 
 from perf_tests.common.errors import BadInputError
-from perf_tests.common.files import write_file
+from perf_tests.common.files import check_writable, write_file
+from perf_tests.common.git import forget_caller
 from perf_tests.common.text import clean
 from perf_tests.matrix.options import PLAN
 
@@ -41,6 +41,12 @@ class WholeFileStorage(FileStorage):
         path = self.get(f"{self._next_num}_{save}.json")  # type: ignore[no-untyped-call]
         if _write(path, output_json, self.problems):
             self.logger.info(f"Saved benchmark data in: {path}")
+
+
+def forget_calling_git(config: pytest.Config) -> None:
+    """Go by the folder that pytest runs in, not by a hook's repository: the commit, also in the saved run's name."""
+    if forget_caller() and config.getoption("benchmark_autosave", None):
+        config.option.benchmark_autosave = get_tag()  # type: ignore[no-untyped-call]
 
 
 def save_whole(session: pytest.Session) -> None:
@@ -94,13 +100,10 @@ def check_folder(folder: Path, option: str, count: int) -> None:
     Raises:
         pytest.UsageError: with one line on what is wrong.
     """
-    probe = folder / f".perf_writable_{os.getpid()}"
     try:
-        write_file(probe, b"")
-        probe.unlink(missing_ok=True)
-    except (BadInputError, OSError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error).rpartition(": ")[2]
-        raise pytest.UsageError(f"{option}: cannot write to {clean(folder)}: {reason}") from None
+        check_writable(folder)
+    except BadInputError as error:
+        raise pytest.UsageError(f"{option}: {error}; give another folder") from None
     free, needed = shutil.disk_usage(folder).free, BYTES_PER_RUN + count * BYTES_PER_CASE
     if free < needed:
         raise pytest.UsageError(

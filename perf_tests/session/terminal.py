@@ -1,6 +1,5 @@
 """What people see: a header, a line per case as it ends, a table with memory beside time."""
 
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,6 +9,8 @@ from typing import Any
 import pytest
 
 from perf_tests.common.errors import BadInputError
+from perf_tests.common.git import why_no_commit
+from perf_tests.common.text import count_of
 from perf_tests.common.units import format_duration
 from perf_tests.machine.describe import describe_cpu, find_xformers, version_of
 from perf_tests.matrix.cases import GENERATE
@@ -28,6 +29,8 @@ from .table import describe_result, render_counted_table, render_table
 
 PROGRESS = pytest.StashKey[Progress]()
 START = pytest.StashKey[float]()
+# pytest-benchmark's words where there is no repository, and where git does not work in it.
+NO_COMMIT = ("unversioned", "unknown", None)
 # What each case is expected to take, by its item's name.
 FORECAST = pytest.StashKey[dict[str, float]]()
 
@@ -43,7 +46,10 @@ def begin_report(config: pytest.Config, cases: Sequence[pytest.Item], *, alone: 
     plan = config.stash[PLAN]
     expected = config.stash[FORECAST] = forecast(plan, _speed(plan))
     seconds = sum(expected.get(item.name, 0.0) for item in cases)
-    return header(plan, config.stash[SPEECH], len(cases), seconds)
+    lines = header(plan, config.stash[SPEECH], len(cases), seconds)
+    if config.stash[JOURNAL].context.commit_info.get("id") in NO_COMMIT:
+        lines.append(f"perf: commit unknown: {why_no_commit(config.rootpath)}")
+    return lines
 
 
 def _speed(plan: Plan) -> Speed:
@@ -59,8 +65,7 @@ def _speed(plan: Plan) -> Speed:
 
 def header(plan: Plan, speech: Speech, count: int, seconds: float) -> list[str]:
     """The header's lines, for ``count`` of the plan's cases, which may take so many seconds."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    where = describe_cpu(cores) if not plan.on_cuda else "GPU"
+    where = describe_cpu() if not plan.on_cuda else "GPU"
     versions = ", ".join(f"{name} {version_of(name) or 'missing'}" for name in ("torch", "transformers"))
     audio = f"{speech.name} audio" if speech.name == SYNTHETIC else f"audio of {speech.name}"
     if speech.fallback_reason:
@@ -68,11 +73,12 @@ def header(plan: Plan, speech: Speech, count: int, seconds: float) -> list[str]:
     counting = ", counted and not timed" if plan.counters_only else ""
     depth = ", full-depth rows only" if plan.weights == "pretrained" else ""
     xformers = find_xformers(plan.device)
+    cases = f"{count_of(count, 'case')}{counting}"
     return [
         f"perf: on {plan.device} ({where}) in {plan.dtype}, {plan.weights} weights{depth}, {audio}",
         f"perf: {versions}, {xformers.describe()}",
         *([f"perf: {xformers.problem}"] if xformers.problem else []),
-        f"perf: preset {plan.preset} ({plan.preset_reason}): {count} cases{counting}, about {format_duration(seconds)}",
+        f"perf: preset {plan.preset} ({plan.preset_reason}): {cases}, about {format_duration(seconds)}",
     ]
 
 

@@ -21,6 +21,7 @@ FAULTS = {
     "a file without a case": (["perf_tests/test_accuracy.py"], "test_accuracy.py: no case of it is selected"),
     "the time limit": (["--perf-timeout", "soon"], "--perf-timeout: 'soon' is no whole number of seconds"),
     "the wait": (["--perf-wait", "long"], "--perf-wait: 'long' is no whole number of minutes"),
+    "another plugin": (["-p", "tests.plugins.repeated_cases"], "selected 2 times, and a run has each case once"),
     "speech": (["--perf-dataset", "SPEECH"], "SPEECH: "),
     "another machine's baseline": (["--perf-fail-on", "elsewhere"], "made on an unlike machine: "),
     "somebody else measures": ([], "another run measures on this machine's CPU"),

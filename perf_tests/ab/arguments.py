@@ -1,4 +1,4 @@
-"""What ``ab`` and ``calibrate`` share: pytest's arguments after ``--``, progress, and being interrupted."""
+"""What ``ab`` and ``calibrate`` share: where a session is kept, and being interrupted."""
 
 import hashlib
 import json
@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 
 from perf_tests.common.errors import BadInputError
+from perf_tests.common.files import check_writable
 from perf_tests.common.text import clean
 
 # Below the repository's root, where interrupted sessions wait to go on.
@@ -21,12 +22,19 @@ def session_name(command: str, parts: Sequence[str]) -> str:
 
 
 @contextmanager
-def interrupts_end_in_order(folder: Path) -> Iterator[None]:
-    """Ctrl-C, and SIGTERM as a CI job's cancellation sends it, end in one line that says where the work waits.
+def session_kept(folder: Path, elsewhere: str) -> Iterator[None]:
+    """A session whose runs are kept in ``folder``: an interrupted one ends in a line that says where its work waits.
+
+    Interrupts are Ctrl-C, and SIGTERM as a CI job's cancellation sends it. ``elsewhere`` says what to do where the
+    folder cannot be written to, as in a checkout that is mounted for reading alone.
 
     Raises:
-        BadInputError: either arrived.
+        BadInputError: that, or an interrupt.
     """
+    try:
+        check_writable(folder)
+    except BadInputError as error:
+        raise BadInputError(f"{error}; {elsewhere}") from None
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

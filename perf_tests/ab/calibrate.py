@@ -21,7 +21,7 @@ from perf_tests.runs.references import FORMS, add_storage, locate, storage_path
 from perf_tests.runs.saved import Run, read_run
 from perf_tests.runs.store import check_store
 
-from .arguments import SESSIONS, interrupts_end_in_order, session_name
+from .arguments import SESSIONS, session_kept, session_name
 from .process import Job, measure_once
 from .trees import WORKING_TREE, digest_of, find_repository, find_revision
 
@@ -68,7 +68,7 @@ def measure_runs(options: argparse.Namespace, arguments: Sequence[str]) -> list[
     if options.fresh:
         shutil.rmtree(folder, ignore_errors=True)
     runs = []
-    with interrupts_end_in_order(folder):
+    with session_kept(folder, "save the runs elsewhere (--benchmark-storage), and give them by --from"):
         for number in range(1, options.runs + 1):
             job = Job(repository, folder / f"{number:03}.json", arguments=arguments)
             runs.append(measure_once(job, partial(tell, "calibrate", f"run {number} of {options.runs}")))

@@ -17,7 +17,7 @@ from perf_tests.gate.config import find_config, read_config
 from perf_tests.gate.options import add_gate_options, make_rules, run_gate
 from perf_tests.gate.thresholds import Rules
 
-from .arguments import SESSIONS, interrupts_end_in_order, session_name
+from .arguments import SESSIONS, session_kept, session_name
 from .session import LEAST_BLOCKS, Limits, Pooled, Session, run_session
 from .trees import check_packages, digest_of, find_repository, find_revision, make_sides
 
@@ -49,7 +49,7 @@ def measure_and_compare(options: argparse.Namespace, arguments: Sequence[str]) -
     folder = options.keep or repository / SESSIONS / name
     trees = folder / "trees"
     limits = Limits(options.processes, None if options.budget is None else 60 * options.budget)
-    with interrupts_end_in_order(folder):
+    with session_kept(folder, "--keep DIR keeps the session elsewhere"):
         try:
             sides = make_sides(repository, base, head, trees)
             session = Session(name, folder, sides, arguments, partial(tell, "ab"))

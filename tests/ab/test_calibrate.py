@@ -233,6 +233,14 @@ def test_too_few_runs_are_refused(say: Say, lab: Lab) -> None:
     assert "'5' is no number of at least 6" in err
 
 
+def test_a_checkout_that_cannot_be_written_to_is_said(say: Say, lab: Lab, repository: Repository) -> None:
+    (repository.root / ".perf_runs").write_text("in the way")
+    code, _, err = say()
+    assert code == 2
+    assert err.endswith("; save the runs elsewhere (--benchmark-storage), and give them by --from\n")
+    assert not lab.jobs
+
+
 def test_a_process_that_fails_ends_it(say: Say, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     from perf_tests.common.errors import BadInputError
 

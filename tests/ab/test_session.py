@@ -281,6 +281,18 @@ def test_the_same_package_twice_is_measured_where_that_is_meant(ab: Ab, lab: Lab
     assert "both runs measured the same package" in outcome.out
 
 
+def test_a_checkout_that_cannot_be_written_to_is_said_before_anything_is_built(
+    ab: Ab, lab: Lab, repository: Repository, tmp_path: Path
+) -> None:
+    (repository.root / ".perf_runs").write_text("in the way")
+    outcome = ab("--processes", "2")
+    assert outcome.code == 2
+    assert "perf_tests ab: cannot write to " in outcome.err
+    assert outcome.err.endswith("; --keep DIR keeps the session elsewhere\n")
+    assert not lab.jobs
+    assert ab("--processes", "2", "--keep", str(tmp_path / "kept")).code == 0
+
+
 def test_notes_are_told_first(ab: Ab, lab: Lab) -> None:
     outcome = ab("--processes", "2", "--note", "BASE is [red]old\x1b", "--note=-x")
     assert outcome.report["notes"][:2] == ["BASE is [red]old\\x1b", "-x"]

@@ -84,12 +84,11 @@ def run_raw(*arguments: str, encoding: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-def test_the_tables_of_a_run_keep_their_lines(encoding: str, tmp_path: Path) -> None:
+def test_the_tables_of_a_run_keep_their_lines(tmp_path: Path) -> None:
     arguments = ("--perf-checkpoint", "tiny.en", "--perf-decoder-layers", "2", "--perf-device", "cpu")
     arguments += ("--perf-dataset", "synthetic", "--perf-implementation", "original", "--perf-rounds", "1")
     arguments += (f"--benchmark-json={tmp_path}/rün….json",)
-    result = run_suite(*arguments, plugins=("small_checkpoints",), PYTHONIOENCODING=encoding)
+    result = run_suite(*arguments, plugins=("small_checkpoints",), PYTHONIOENCODING="ascii")
     assert result.returncode == 0, result.stdout + result.stderr
     lines = result.stdout.splitlines()
     assert [line for line in lines if line.startswith(" case ") and line.rstrip().endswith("error / allowed")], lines

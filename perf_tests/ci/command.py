@@ -227,6 +227,8 @@ def _run_ab(base: Base, options: argparse.Namespace, pytest_arguments: list[str]
         if getattr(options, name):
             command += [f"--{name}", getattr(options, name)]
     command += ["--strict"] if options.strict else []
+    for name in (VERDICTS, REPORT, PAGE, *SIDES):
+        (out / name).unlink(missing_ok=True)  # another job's, and no answer where this one comes to nothing
     code = _run(ab.main, *command, "--", *pytest_arguments)
     if not (out / VERDICTS).exists() or not (out / REPORT).exists():
         refuse(out, f"the measurement ended with exit code {code} and no verdict; see the job's log")

@@ -54,6 +54,22 @@ def test_a_measurement_that_died_leaves_a_report(tmp_path: Path, monkeypatch: py
     assert verdicts_of(tmp_path)["verdict"] == "REFUSED"
 
 
+def test_a_measurement_that_died_has_no_other_ones_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    choose(monkeypatch, "HEAD")
+    monkeypatch.setattr(command.ab, "main", lambda arguments: 1)
+    leave(tmp_path)
+    process = tmp_path / "001-base-control-before.json"
+    for path in (tmp_path / "base.json", tmp_path / "head.json", process):
+        save(make_run([Case(*CELL, "flash")]), path)
+    for name in (REPORT, PAGE):
+        (tmp_path / name).write_text("PASS")
+    assert command.main(["measure", "--out", str(tmp_path)]) == 1
+    assert verdicts_of(tmp_path)["verdict"] == "REFUSED"
+    assert "PASS" not in (tmp_path / REPORT).read_text()
+    assert not (tmp_path / PAGE).exists()
+    assert {*tmp_path.glob("*.json")} == {tmp_path / VERDICTS, process}  # the same job goes on with it
+
+
 def test_inputs_reach_pytest_as_single_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[list[str]] = []
     choose(monkeypatch, "0123", "BASE is 0123, as it happens")

@@ -183,48 +183,116 @@ def test_patterns(pattern: str, matched: bool) -> None:
     assert matches(pattern, "test_generate[tiny.en-4-single-flash]") == matched
 
 
-def processes(medians: list[float], pairs: int = 5) -> Rounds:
-    """Processes with these medians of log(control / flash)."""
-    logarithms = [median for median in medians for _ in range(pairs)]
-    return Rounds([math.exp(value) for value in logarithms], [1.0] * len(logarithms), [pairs] * len(medians))
+def processes(logarithms: list[float], control: list[float] | None = None, rounds: int = 5) -> Rounds:
+    """Processes in which flash, and the control, take so long in all rounds, as logarithms of seconds."""
+    kinds = (control or [0.0] * len(logarithms), logarithms)
+    beside, flash = ([math.exp(value) for value in kind for _ in range(rounds)] for kind in kinds)
+    return Rounds(beside, flash, [rounds] * len(logarithms))
 
 
 def test_of_several_processes_the_process_is_the_unit() -> None:
-    base, head = processes([0.50, 0.52, 0.51, 0.49]), processes([0.45, 0.47, 0.46, 0.44])
+    base, head = processes([0.45, 0.47, 0.46, 0.44]), processes([0.50, 0.52, 0.51, 0.49])
     change = corrected_change(base, head)
     assert change.change == pytest.approx(math.expm1(0.05))
     assert change.low < 0.03 < change.high  # so much do the processes of a side differ
 
 
 def test_more_rounds_of_the_same_processes_tell_no_more() -> None:
-    medians = [0.50, 0.52, 0.51, 0.49], [0.43, 0.49, 0.48, 0.42]
-    few, many = (corrected_change(*(processes(values, pairs) for values in medians)) for pairs in (5, 50))
+    sides = [0.43, 0.49, 0.48, 0.42], [0.50, 0.52, 0.51, 0.49]
+    few, many = (corrected_change(*(processes(side, rounds=rounds) for side in sides)) for rounds in (5, 50))
     assert many == pytest.approx(few)
 
 
-def test_the_interval_between_processes_is_welchs() -> None:
-    base, head = [0.50, 0.52, 0.51, 0.49], [0.43, 0.49, 0.48, 0.42]
+def test_the_interval_of_few_processes_is_welchs() -> None:
+    base, head = [0.43, 0.49], [0.50, 0.52, 0.51]
     change = corrected_change(processes(base), processes(head))
-    variances = [stdev(side) ** 2 / 4 for side in (base, head)]
-    freedom = sum(variances) ** 2 / sum(variance**2 / 3 for variance in variances)
+    variances = [stdev(side) ** 2 / len(side) for side in (base, head)]
+    freedom = sum(variances) ** 2 / (variances[0] ** 2 + variances[1] ** 2 / 2)
     half = math.sqrt(sum(variances)) * float(t.ppf(0.975, freedom))
-    assert change.change == pytest.approx(math.expm1(0.05))
-    assert change.low == pytest.approx(math.expm1(0.05 - half))
-    assert change.high == pytest.approx(math.expm1(0.05 + half))
+    assert change == pytest.approx([math.expm1(value) for value in (0.05, 0.05 - half, 0.05 + half)])
+
+
+# What four and five processes' controls took, measured in turn, as logarithms; and what is flash's own.
+MACHINE = [0.30, 0.42, 0.35, 0.38], [0.33, 0.44, 0.29, 0.40, 0.36]
+OWN = [0.001, -0.002, 0.003, -0.001], [0.002, 0.001, -0.003, 0.002, -0.001]
+
+
+def follows(slope: float, *, grown: float = 0.0, slowed: float = 0.0) -> list[Rounds]:
+    """Both sides, where flash follows its control by so much; HEAD's is slower, or its machine is."""
+    return [
+        processes([slope * a + o + more for a, o in zip(at, own, strict=True)], [a + shift for a in at])
+        for at, own, shift, more in zip(MACHINE, OWN, (0.0, slowed), (0.0, grown + slope * slowed), strict=True)
+    ]
+
+
+def test_by_how_much_flash_follows_its_control_is_measured() -> None:
+    """Ordinary least squares with a column for the side say the same."""
+    base, head = follows(0.6, grown=0.05)
+    change = corrected_change(base, head)
+    beside, flash = (np.log([*one[::5], *other[::5]]) for one, other in ((base[0], head[0]), (base[1], head[1])))
+    design = np.column_stack([np.ones(9), [0.0] * 4 + [1.0] * 5, beside])
+    (_, grown, slope), (squares,), *_ = np.linalg.lstsq(design, flash, rcond=None)
+    half = math.sqrt(squares / 6 * np.linalg.inv(design.T @ design)[1, 1]) * float(t.ppf(0.975, 6))
+    assert slope == pytest.approx(0.6, abs=0.03)
+    assert grown == pytest.approx(0.05, abs=0.003)
+    assert change == pytest.approx([math.expm1(value) for value in (grown, grown - half, grown + half)])
+    assert change.high - change.low < 0.01  # of the control's 10 % nothing is left
+
+
+@pytest.mark.parametrize(("slope", "taken"), [(-0.5, 0.0), (1.5, 1.0)])
+def test_flash_follows_its_control_by_nothing_to_all_of_it(slope: float, taken: float) -> None:
+    base, head = follows(slope)
+    apart, grown = (np.mean(np.log(head[kind])) - np.mean(np.log(base[kind])) for kind in (0, 1))
+    assert corrected_change(base, head).change == pytest.approx(math.expm1(grown - taken * apart))
+
+
+@pytest.mark.parametrize("control", [None, [0.2] * 4])
+def test_a_control_that_never_varies_takes_no_slope(control: list[float] | None) -> None:
+    base, head = processes([0.45, 0.47, 0.46, 0.44], control), processes([0.50, 0.52, 0.51, 0.49])
+    expected = 0.05 + (control[0] if control else 0.0)
+    assert corrected_change(base, head).change == pytest.approx(math.expm1(expected))
+
+
+def test_sides_that_were_not_measured_in_turn_take_no_slope() -> None:
+    """Their machines differ by more than chance: what slows all alike cancels, as it does between pairs."""
+    base, head = follows(0.6, slowed=0.4)
+    apart, grown = (np.mean(np.log(head[kind])) - np.mean(np.log(base[kind])) for kind in (0, 1))
+    assert corrected_change(base, head).change == pytest.approx(math.expm1(grown - apart))
+
+
+def in_turn(rng: np.random.Generator, count: int, flash: float = 0.2) -> Rounds:
+    """Processes beside neighbours that slow the control by more than flash, and any round for a moment."""
+    machine = rng.normal(0, 0.06, count)
+    kinds = ((0.4, machine), (flash, 0.6 * machine))
+    rounds = [
+        seconds * np.exp(np.repeat(slow, 8) + rng.normal(0, 0.02, 8 * count)) * (1 + rng.exponential(0.08, 8 * count))
+        for seconds, slow in kinds
+    ]
+    return Rounds(rounds[0].tolist(), rounds[1].tolist(), [8] * count)
+
+
+@pytest.mark.parametrize("count", [2, 3, 6])
+def test_the_interval_between_processes_holds_the_truth_as_often_as_it_says(count: int) -> None:
+    rng = np.random.default_rng(0)
+    changes = [corrected_change(in_turn(rng, count), in_turn(rng, count, flash=0.21)) for _ in range(300)]
+    hits = sum(change.low <= 0.05 <= change.high for change in changes)
+    assert hits >= 0.92 * 300
 
 
 def test_processes_that_all_say_the_same_leave_no_interval() -> None:
-    change = corrected_change(processes([0.50, 0.50]), processes([0.45, 0.45]))
+    change = corrected_change(processes([0.45, 0.45]), processes([0.50, 0.50]))
     assert change == pytest.approx((math.expm1(0.05),) * 3)
 
 
 def test_unlike_numbers_of_processes_are_compared() -> None:
-    change = corrected_change(processes([0.50, 0.52, 0.51]), processes([0.45, 0.47, 0.46, 0.44]))
+    change = corrected_change(processes([0.45, 0.47, 0.46, 0.44]), processes([0.50, 0.52, 0.51]))
     assert change.low < change.change < change.high
     assert change.change == pytest.approx(math.expm1(0.51 - 0.455))
 
 
-def test_one_wild_pair_does_not_move_its_process() -> None:
-    base, head = processes([0.50, 0.52], pairs=9), processes([0.45, 0.47], pairs=9)
-    disturbed = head._replace(seconds=[9.0, *head.seconds[1:]])
+def test_what_slows_some_rounds_does_not_move_their_process() -> None:
+    base, head = processes([0.45, 0.47], rounds=9), processes([0.50, 0.52], rounds=9)
+    disturbed = head._replace(
+        seconds=[9.0] * 4 + head.seconds[4:], control_seconds=head.control_seconds[:5] + [9.0] * 4 + [1.0] * 9
+    )
     assert corrected_change(base, disturbed) == pytest.approx(corrected_change(base, head))

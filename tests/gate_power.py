@@ -4,10 +4,10 @@
     python tests/gate_power.py report DIR    # resample pairs of the banked runs, and print rates with their bars
 
 Not a test: nothing here runs with the tests, and what it prints depends on the machine. A banked run is a plain run of
-the quick preset's ``tiny.en-4-single-flash``; ``short`` ones are processes as ``ab`` runs them. Rates come with their
-Clopper-Pearson interval over the resampled pairs; since a run is in many pairs, it is narrower than that of as many
-fresh pairs would be. All are of one package: delays are planted from outside of it. What is exact has its tests
-(``tests/gate/test_exact_verdicts.py``), and a disturbed machine a bank of its own (``tests/disturbances.py``).
+the quick preset's ``tiny.en-4-single-flash``. Rates come with their Clopper-Pearson interval over the resampled pairs;
+since a run is in many pairs, it is narrower than that of as many fresh pairs would be. All are of one package: delays
+are planted from outside of it. What is exact has its tests (``tests/gate/test_exact_verdicts.py``), a disturbed machine
+a bank of its own (``tests/disturbances.py``), and so has ``ab`` (``tests/strict_jobs.py``).
 """
 
 import argparse
@@ -24,14 +24,12 @@ from rich.table import Table
 from rich.text import Text
 from scipy.stats import binomtest
 
-from perf_tests.ab.command import CASE_BUDGET_SECONDS
-from perf_tests.ab.pooling import pool_runs
 from perf_tests.ab.process import Job, measure_once
 from perf_tests.gate.comparison import Comparison, compare_runs
 from perf_tests.gate.noise import LEAST_RUNS, measure_noise
 from perf_tests.gate.thresholds import Rules
 from perf_tests.gate.verdicts import FAILING
-from perf_tests.runs.saved import Run, parse_run, read_run
+from perf_tests.runs.saved import Run, read_run
 
 ROOT = Path(__file__).parents[1]
 CASE = "test_generate[tiny.en-4-single-flash]"
@@ -41,21 +39,16 @@ SEED = 0
 
 
 class Kind(NamedTuple):
-    """A kind of banked run: how many, how much flash is slowed, whether it is short."""
+    """A kind of banked run: how many, and how much flash is slowed."""
 
     count: int
     delay: float = 0.0
-    short: bool = False
 
 
 BANKED: Mapping[str, Kind] = {
     "unchanged": Kind(30),
     "slower-5": Kind(20, delay=0.05),
-    "short": Kind(20, short=True),
-    "short-slower-3": Kind(20, delay=0.03, short=True),
 }
-# Sessions of `ab --budget 5` have so many blocks here: two processes of 11 s and the budget of a case each.
-AB_BLOCKS = 5
 
 
 class Row(NamedTuple):
@@ -66,7 +59,7 @@ class Row(NamedTuple):
     trials: int
     bar: str
     met: bool
-    plain_hits: int | None = None
+    plain_hits: int
 
 
 def main() -> None:
@@ -97,8 +90,6 @@ def bank(folder: Path) -> None:
 def measure_kind(kind: Kind, out: Path, what: str) -> None:
     """One run in a fresh process, if it is missing."""
     arguments = [*ORDINARY]
-    if kind.short:
-        arguments.append(f"--perf-case-budget={CASE_BUDGET_SECONDS}")
     if kind.delay:
         os.environ["PERF_PLANTED_DELAY"] = str(kind.delay)
         arguments += ["-p", "tests.plugins.planted_delay"]
@@ -130,10 +121,6 @@ def report(banked: Mapping[str, Sequence[Run]], most: int) -> None:
     rows = [
         rate("unchanged: REGRESSED", pairs(unchanged, unchanged), "≤ 1 %", lambda share: share <= 0.01),
         rate("slower by 5 %: found", pairs(unchanged, banked["slower-5"]), "≥ 95 %", lambda share: share >= 0.95),
-        rate_of_ab("ab, unchanged: REGRESSED", banked["short"], banked["short"], most, "≤ 1 %", lambda s: s <= 0.01),
-        rate_of_ab(
-            "ab, slower by 3 %: found", banked["short"], banked["short-slower-3"], most, "≥ 90 %", lambda s: s >= 0.9
-        ),
     ]
     console.print(make_table(rows))
 
@@ -154,23 +141,6 @@ def rate(what: str, pairs: Iterable[tuple[Run, Run]], bar: str, met: Callable[[f
     hits = sum(is_found(compare_runs(base, head, Rules(), same=True)) for base, head in pairs)
     plain = sum(plain_gate_fails(base, head) for base, head in pairs)
     return Row(what, hits, len(pairs), bar, bool(pairs) and met(hits / len(pairs)), plain)
-
-
-def rate_of_ab(
-    what: str, bases: Sequence[Run], heads: Sequence[Run], most: int, bar: str, met: Callable[[float], bool]
-) -> Row:
-    """The same for sessions of ``ab``, made of processes drawn without replacement."""
-    rng = random.Random(SEED)
-    rules = Rules()
-    trials = hits = 0
-    if min(len(bases), len(heads)) >= 2 * AB_BLOCKS:
-        for trials in range(1, min(most, 500) + 1):  # noqa: B007  # the number of the last one is how many there were
-            drawn = rng.sample(bases, 2 * AB_BLOCKS)
-            others = drawn[AB_BLOCKS:] if heads is bases else rng.sample(heads, AB_BLOCKS)
-            sides = (pool_runs(side, {"id": name}) for side, name in ((drawn[:AB_BLOCKS], "base"), (others, "head")))
-            base, head = (parse_run(document, "side") for document in sides)
-            hits += is_found(compare_runs(base, head, rules, same=True))
-    return Row(what, hits, trials, bar, bool(trials) and met(hits / trials))
 
 
 def is_found(comparison: Comparison) -> bool:
@@ -194,7 +164,7 @@ def make_table(rows: Iterable[Row]) -> Table:
             table.add_row(row.what, row.bar, "not enough runs")
             continue
         low, high = binomtest(row.hits, row.trials).proportion_ci(method="exact")
-        plain = "" if row.plain_hits is None else f"{100 * row.plain_hits / row.trials:.1f} %"
+        plain = f"{100 * row.plain_hits / row.trials:.1f} %"
         share = f"{100 * row.hits / row.trials:.1f} %"
         interval = f"{100 * low:.1f} to {100 * high:.1f} %"
         colour = "green" if row.met else "red"

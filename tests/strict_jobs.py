@@ -3,8 +3,10 @@
     python tests/strict_jobs.py run FILE       # hours: a job is added to FILE as it ends, and the same command goes on
     python tests/strict_jobs.py report FILE    # the table of docs/gate.md
 
-Beside the jobs the table has resampled ones: made of the processes that the jobs have measured, drawn at random, and
-ended by the same rule. A job has as long as one on CI has for each of the quick preset's four cases.
+Beside the jobs there are resampled ones, of the processes that the jobs have measured, drawn at random and ended by the
+same rule, and sessions of five blocks, as `ab --budget 5` has them, also with HEAD's rounds taken for longer. A job has
+as long as one on CI has for each of the quick preset's four cases. Of jobs that ended by an earlier rule the file has
+the processes alone.
 """
 
 import argparse
@@ -14,22 +16,24 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from perf_tests.ab.session import LEAST_BLOCKS, is_settled
 from perf_tests.gate.thresholds import TIME
-from perf_tests.gate.verdicts import Finding, Verdict
+from perf_tests.gate.verdicts import Verdict
 from perf_tests.runs.records import Record
 from tests.disturbances import COLUMNS, MEASURED_ON, ORDINARY, ROOT, beside, condense_case, judge, make_record
 
 JOBS = 20
 MINUTES = 45
 BESIDE = ("calm", "one busy core")
-RESAMPLED = 200
-GREEN = {Verdict.PASS, Verdict.IMPROVED}
+RESAMPLED = 500
+FEW_BLOCKS = 5
+DELAYS = (0.03, 0.05)
+GREEN, REGRESSED = {Verdict.PASS, Verdict.IMPROVED}, {Verdict.REGRESSED}
 Jobs = list[dict[str, Any]]
 
 
@@ -49,7 +53,7 @@ def run_jobs(jobs: Jobs, file: Path) -> None:
     """Run what is missing of the jobs, calm and disturbed ones in turn."""
     for number in range(1, JOBS + 1):
         for column in BESIDE:
-            if sum(job["beside"] == column for job in jobs) < number:
+            if sum(job["beside"] == column and "verdict" in job for job in jobs) < number:
                 with beside(COLUMNS[column].others):
                     jobs.append({"beside": column, **run_job()})
                 file.write_text("[\n" + ",\n".join(map(json.dumps, jobs)) + "\n]\n", encoding="utf-8")
@@ -81,43 +85,67 @@ def run_job() -> dict[str, Any]:
     }
 
 
-def report(jobs: Sequence[Mapping[str, Any]]) -> None:
-    """Print the table, in Markdown."""
-    print("| beside | jobs | green | changes | minutes: least, median, most | resampled: green, REGRESSED, AMBIGUOUS |")
-    print("|---|---|---|---|---|---|")
-    for column in BESIDE:
-        own = [job for job in jobs if job["beside"] == column]
-        if not own:
-            continue
-        green = sum(job["exit_code"] == 0 for job in own)
-        changes, minutes = (sorted(job[key] for job in own) for key in ("change", "minutes"))
-        found = resample(own)
-        shares = [sum(verdict in kind for verdict in found) / len(found) for kind in (GREEN, {Verdict.REGRESSED})]
-        print(
-            f"| {column} | {len(own)} | {green} | {100 * changes[0]:+.1f} to {100 * changes[-1]:+.1f} %"
-            f" | {minutes[0]:.0f}, {median(minutes):.0f}, {minutes[-1]:.0f}"
-            f" | {', '.join(f'{100 * share:.1f} %' for share in (*shares, 1 - sum(shares)))} |"
-        )
+def report(jobs: Jobs) -> None:
+    """Print the tables, in Markdown: what came of the jobs, and of resampled ones."""
+    days = sorted({job["datetime"][:10] for job in jobs})
+    groups = {
+        f"{column}, {day}": [job for job in jobs if (job["beside"], job["datetime"][:10]) == (column, day)]
+        for day in days
+        for column in BESIDE
+    }
+    print("| beside | jobs | green | changes | minutes: least, median, most |\n|---|---|---|---|---|")
+    for name, group in groups.items():
+        own = [job for job in group if "verdict" in job]
+        if own:
+            changes, minutes = (sorted(job[key] for job in own) for key in ("change", "minutes"))
+            print(
+                f"| {name} | {len(own)} | {sum(job['exit_code'] == 0 for job in own)}"
+                f" | {100 * changes[0]:+.1f} to {100 * changes[-1]:+.1f} %"
+                f" | {minutes[0]:.0f}, {median(minutes):.0f}, {minutes[-1]:.0f} |"
+            )
+    of_five = "unchanged: REGRESSED | " + " | ".join(f"{100 * delay:g} % slower: found" for delay in DELAYS)
+    print(f"\n| beside | processes | green | REGRESSED | AMBIGUOUS | blocks | {of_five} |")
+    print(f"|{'---|' * (7 + len(DELAYS))}")
+    for name, group in groups.items():
+        processes = [make_record(run, MEASURED_ON) for job in group for run in job["processes"]]
+        if len(processes) >= 4 * FEW_BLOCKS:
+            minutes_each = sum(job["minutes"] for job in group) / len(processes)
+            ended = resample(processes, LEAST_BLOCKS, round(MINUTES / minutes_each / 2))
+            shares = [share(ended, kind) for kind in (GREEN, REGRESSED, {Verdict.AMBIGUOUS})]
+            few = [share(resample(processes, FEW_BLOCKS, FEW_BLOCKS, delay), REGRESSED) for delay in (0.0, *DELAYS)]
+            blocks = f"{median(job.blocks for job in ended):g}"
+            print(f"| {name} | {len(processes)} | {' | '.join([*shares, blocks, *few])} |")
 
 
-def resample(jobs: Sequence[Mapping[str, Any]]) -> list[Verdict | None]:
-    """The verdicts of jobs that are made of these jobs' processes."""
-    processes = [make_record(run, MEASURED_ON) for job in jobs for run in job["processes"]]
-    minutes_each = sum(job["minutes"] for job in jobs) / len(processes)
+class Resampled(NamedTuple):
+    """A job that is made of processes: its verdict on time, after so many blocks of two."""
+
+    verdict: Verdict | None
+    blocks: int
+
+
+def share(jobs: Sequence[Resampled], kind: Set[Verdict]) -> str:
+    return f"{100 * sum(job.verdict in kind for job in jobs) / len(jobs):.1f} %"
+
+
+def resample(processes: Sequence[Record], least: int, most: int, delay: float = 0.0) -> list[Resampled]:
+    """Jobs of ``least`` to ``most`` blocks of these processes, in which HEAD's rounds take longer by ``delay``."""
     rng = random.Random(0)
-    return [
-        make_job(rng.sample(processes, len(processes)), round(MINUTES / minutes_each / 2)) for _ in range(RESAMPLED)
-    ]
+    return [make_job(rng.sample(processes, len(processes)), least, most, delay) for _ in range(RESAMPLED)]
 
 
-def make_job(processes: Sequence[Record], most_blocks: int) -> Verdict | None:
-    """The verdict on time after as many blocks of two processes as it takes to settle, or as there are."""
-    found: Finding | None = None
-    for blocks in range(LEAST_BLOCKS, min(most_blocks, len(processes) // 2) + 1):
-        found = judge(pool(processes[: 2 * blocks : 2]), pool(processes[1 : 2 * blocks : 2]))
+def make_job(processes: Sequence[Record], least: int, most: int, delay: float) -> Resampled:
+    """A job that ends when it is settled, or after as many blocks as there may be, or are."""
+    bases, heads = processes[::2], [slow_down(process, delay) for process in processes[1::2]]
+    for blocks in range(least, min(most, len(heads)) + 1):
+        found = judge(pool(bases[:blocks]), pool(heads[:blocks]))
         if is_settled(found.verdict or Verdict.AMBIGUOUS, found):
             break
-    return found.verdict if found is not None else None
+    return Resampled(found.verdict, blocks)
+
+
+def slow_down(process: Record, delay: float) -> Record:
+    return process._replace(seconds=tuple((1 + delay) * second for second in process.seconds))
 
 
 def pool(processes: Sequence[Record]) -> Record:

@@ -100,11 +100,11 @@ class Rounds(NamedTuple):
 
         ends = np.cumsum(self.process_rounds)[:-1]
 
-        def faster_halves(kind: "npt.NDArray[np.float64]") -> "npt.NDArray[np.float64]":
-            return np.array([np.mean(np.sort(part)[: (len(part) + 1) // 2]) for part in np.split(kind, ends)])
+        def of_faster_halves(kind: "npt.NDArray[np.float64]") -> "npt.NDArray[np.float64]":
+            return np.array([_mean_of_lower_half(part) for part in np.split(kind, ends)])
 
         beside, flash = self._kinds()
-        return np.array([sum(weight * faster_halves(kind) for weight, kind in beside), faster_halves(flash)])
+        return np.array([sum(weight * of_faster_halves(kind) for weight, kind in beside), of_faster_halves(flash)])
 
     def _kinds(self) -> "tuple[list[tuple[float, npt.NDArray[np.float64]]], npt.NDArray[np.float64]]":
         """Logarithms of the rounds: of each kind that flash's are corrected by, with its weight, and of flash's."""
@@ -179,6 +179,13 @@ def _between_processes(base: "npt.NDArray[np.float64]", head: "npt.NDArray[np.fl
     left = flash - slope * beside
     error = math.sqrt(float(left @ left) / (freedom - 1) * (share + apart**2 / scatter))
     return grown - slope * apart, float(t.ppf((1 + CONFIDENCE) / 2, freedom - 1)) * error
+
+
+def _mean_of_lower_half(values: "npt.NDArray[np.float64]") -> float:
+    """Of an odd number the middle one counts by half: a round more or less must not move it."""
+    import numpy as np
+
+    return float(np.average(np.sort(values), weights=np.clip(len(values) / 2 - np.arange(len(values)), 0, 1)))
 
 
 def _bootstrap(first: "npt.NDArray[np.float64]", second: "npt.NDArray[np.float64]") -> tuple[float, float]:

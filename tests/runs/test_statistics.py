@@ -290,6 +290,15 @@ def test_unlike_numbers_of_processes_are_compared() -> None:
     assert change.change == pytest.approx(math.expm1(0.51 - 0.455))
 
 
+def test_a_round_more_or_less_does_not_move_a_process() -> None:
+    rng = np.random.default_rng(0)
+    odd, even = (
+        Rounds([1.0] * rounds * 2000, rng.lognormal(0, 0.1, rounds * 2000).tolist(), [rounds] * 2000)
+        for rounds in (7, 8)
+    )
+    assert corrected_change(odd, even).change == pytest.approx(0, abs=0.003)
+
+
 def test_what_slows_some_rounds_does_not_move_their_process() -> None:
     base, head = processes([0.45, 0.47], rounds=9), processes([0.50, 0.52], rounds=9)
     disturbed = head._replace(

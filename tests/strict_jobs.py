@@ -31,6 +31,8 @@ JOBS = 20
 MINUTES = 45
 BESIDE = ("calm", "one busy core")
 RESAMPLED = 500
+# Of fewer processes, resampled jobs would end for want of them.
+LEAST_PROCESSES = 50
 FEW_BLOCKS = 5
 DELAYS = (0.03, 0.05)
 GREEN, REGRESSED = {Verdict.PASS, Verdict.IMPROVED}, {Verdict.REGRESSED}
@@ -108,7 +110,7 @@ def report(jobs: Jobs) -> None:
     print(f"|{'---|' * (7 + len(DELAYS))}")
     for name, group in groups.items():
         processes = [make_record(run, MEASURED_ON) for job in group for run in job["processes"]]
-        if len(processes) >= 4 * FEW_BLOCKS:
+        if len(processes) >= LEAST_PROCESSES:
             minutes_each = sum(job["minutes"] for job in group) / len(processes)
             ended = resample(processes, LEAST_BLOCKS, round(MINUTES / minutes_each / 2))
             shares = [share(ended, kind) for kind in (GREEN, REGRESSED, {Verdict.AMBIGUOUS})]
@@ -128,10 +130,12 @@ def share(jobs: Sequence[Resampled], kind: Set[Verdict]) -> str:
     return f"{100 * sum(job.verdict in kind for job in jobs) / len(jobs):.1f} %"
 
 
-def resample(processes: Sequence[Record], least: int, most: int, delay: float = 0.0) -> list[Resampled]:
+def resample(
+    processes: Sequence[Record], least: int, most: int, delay: float = 0.0, *, draws: int = RESAMPLED
+) -> list[Resampled]:
     """Jobs of ``least`` to ``most`` blocks of these processes, in which HEAD's rounds take longer by ``delay``."""
     rng = random.Random(0)
-    return [make_job(rng.sample(processes, len(processes)), least, most, delay) for _ in range(RESAMPLED)]
+    return [make_job(rng.sample(processes, len(processes)), least, most, delay) for _ in range(draws)]
 
 
 def make_job(processes: Sequence[Record], least: int, most: int, delay: float) -> Resampled:

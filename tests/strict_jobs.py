@@ -4,7 +4,7 @@
     python tests/strict_jobs.py report FILE    # the table of docs/gate.md
 
 Beside the jobs there are resampled ones, of the processes that the jobs have measured, drawn at random and ended by the
-same rule, and sessions of five blocks, as `ab --budget 5` has them, also with HEAD's rounds taken for longer. A job has
+same rule, and such of at most five blocks, as `ab --budget 5` has, also with HEAD's rounds taken for longer. A job has
 as long as one on CI has for each of the quick preset's four cases. Of jobs that ended by an earlier rule the file has
 the processes alone.
 """
@@ -112,9 +112,9 @@ def report(jobs: Jobs) -> None:
         processes = [make_record(run, MEASURED_ON) for job in group for run in job["processes"]]
         if len(processes) >= LEAST_PROCESSES:
             minutes_each = sum(job["minutes"] for job in group) / len(processes)
-            ended = resample(processes, LEAST_BLOCKS, round(MINUTES / minutes_each / 2))
+            ended = resample(processes, round(MINUTES / minutes_each / 2))
             shares = [share(ended, kind) for kind in (GREEN, REGRESSED, {Verdict.AMBIGUOUS})]
-            few = [share(resample(processes, FEW_BLOCKS, FEW_BLOCKS, delay), REGRESSED) for delay in (0.0, *DELAYS)]
+            few = [share(resample(processes, FEW_BLOCKS, delay), REGRESSED) for delay in (0.0, *DELAYS)]
             blocks = f"{median(job.blocks for job in ended):g}"
             print(f"| {name} | {len(processes)} | {' | '.join([*shares, blocks, *few])} |")
 
@@ -130,18 +130,16 @@ def share(jobs: Sequence[Resampled], kind: Set[Verdict]) -> str:
     return f"{100 * sum(job.verdict in kind for job in jobs) / len(jobs):.1f} %"
 
 
-def resample(
-    processes: Sequence[Record], least: int, most: int, delay: float = 0.0, *, draws: int = RESAMPLED
-) -> list[Resampled]:
-    """Jobs of ``least`` to ``most`` blocks of these processes, in which HEAD's rounds take longer by ``delay``."""
+def resample(processes: Sequence[Record], most: int, delay: float = 0.0, *, draws: int = RESAMPLED) -> list[Resampled]:
+    """Jobs of up to ``most`` blocks of these processes, in which HEAD's rounds take longer by ``delay``."""
     rng = random.Random(0)
-    return [make_job(rng.sample(processes, len(processes)), least, most, delay) for _ in range(draws)]
+    return [make_job(rng.sample(processes, len(processes)), most, delay) for _ in range(draws)]
 
 
-def make_job(processes: Sequence[Record], least: int, most: int, delay: float) -> Resampled:
+def make_job(processes: Sequence[Record], most: int, delay: float) -> Resampled:
     """A job that ends when it is settled, or after as many blocks as there may be, or are."""
     bases, heads = processes[::2], [slow_down(process, delay) for process in processes[1::2]]
-    for blocks in range(least, min(most, len(heads)) + 1):
+    for blocks in range(LEAST_BLOCKS, min(most, len(heads)) + 1):
         found = judge(pool(bases[:blocks]), pool(heads[:blocks]))
         if is_settled(found.verdict or Verdict.AMBIGUOUS, found):
             break

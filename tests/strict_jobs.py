@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -88,11 +88,10 @@ def run_job() -> dict[str, Any]:
 
 
 def report(jobs: Jobs) -> None:
-    """Print the tables, in Markdown: what came of the jobs, and of resampled ones."""
-    days = sorted({job["datetime"][:10] for job in jobs})
+    """Print the tables, in Markdown: what came of the jobs, and of resampled ones, by machine and day."""
     groups = {
-        f"{column}, {day}": [job for job in jobs if (job["beside"], job["datetime"][:10]) == (column, day)]
-        for day in days
+        f"{column}, {measured}": [job for job in jobs if (job["beside"], when_and_where(job)) == (column, measured)]
+        for measured in sorted({when_and_where(job) for job in jobs})
         for column in BESIDE
     }
     print("| beside | jobs | green | changes | minutes: least, median, most |\n|---|---|---|---|---|")
@@ -117,6 +116,12 @@ def report(jobs: Jobs) -> None:
             few = [share(resample(processes, FEW_BLOCKS, delay), REGRESSED) for delay in (0.0, *DELAYS)]
             blocks = f"{median(job.blocks for job in ended):g}"
             print(f"| {name} | {len(processes)} | {' | '.join([*shares, blocks, *few])} |")
+
+
+def when_and_where(job: Mapping[str, Any]) -> str:
+    """The day of a job and its CPU, by name, family and model: on another CPU the noise is another one too."""
+    name, family, model = job["cpu"]
+    return f"{job['datetime'][:10]}, {name} {family}/{model}"
 
 
 class Resampled(NamedTuple):

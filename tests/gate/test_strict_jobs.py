@@ -17,15 +17,15 @@ DRAWS = 100
 
 
 @pytest.fixture(scope="module", params=[QUIET, NOISY])
-def day(request: pytest.FixtureRequest) -> str:
+def measured(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def processes(day: str) -> list[Record]:
-    """Those of the calm jobs of a day."""
+def processes(measured: str) -> list[Record]:
+    """Those of the calm jobs of a day on a machine."""
     jobs = json.loads(Path(__file__).with_name("strict_jobs.json").read_bytes())
-    own = [job for job in jobs if job["beside"] == "calm" and when_and_where(job) == day]
+    own = [job for job in jobs if job["beside"] == "calm" and when_and_where(job) == measured]
     return [make_record(run, MEASURED_ON) for job in own for run in job["processes"]]
 
 
@@ -38,9 +38,9 @@ def test_strict_jobs_of_unchanged_code_are_green(processes: list[Record]) -> Non
     assert count(jobs, Verdict.PASS, Verdict.IMPROVED) >= 0.95 * DRAWS
 
 
-def test_five_blocks_find_what_is_slower_as_often_as_the_noise_allows(day: str, processes: list[Record]) -> None:
+def test_five_blocks_find_what_is_slower_as_often_as_the_noise_allows(measured: str, processes: list[Record]) -> None:
     few = {delay: resample(processes, FEW_BLOCKS, delay, draws=DRAWS) for delay in (0.0, 0.03, 0.05)}
     found = {delay: count(jobs, Verdict.REGRESSED) for delay, jobs in few.items()}
     assert found[0.0] <= 0.03 * DRAWS
-    assert found[0.03] >= (0.7 if day == QUIET else 0.25) * DRAWS
-    assert found[0.05] >= (0.98 if day == QUIET else 0.6) * DRAWS
+    assert found[0.03] >= (0.7 if measured == QUIET else 0.25) * DRAWS
+    assert found[0.05] >= (0.98 if measured == QUIET else 0.6) * DRAWS

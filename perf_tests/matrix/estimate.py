@@ -5,7 +5,7 @@ from typing import NamedTuple
 from .cases import CHECKPOINTS, ENCODER_POSITIONS, SETTINGS, Case
 from .components import WORKS, function_of
 from .floors import floor_of, phases_of
-from .plan import Plan
+from .plan import PAIRS_PER_PLACE, Plan
 
 
 class Speed(NamedTuple):
@@ -108,7 +108,9 @@ def _case_seconds(case: Case, plan: Plan, speed: Speed) -> float:
     if case.setting in WORKS:
         untimed = COMPONENT_UNTIMED_ROUNDS * own
     if case.implementation == "flash":
-        beside = control * (1 + YARDSTICK_SHARE * plan.uses_yardstick(case.setting))
+        beside = control
+        if plan.uses_yardstick(case.setting):
+            beside += control * YARDSTICK_SHARE + 3 * build / PAIRS_PER_PLACE
         pairs, aim = plan.rounds_of(case.setting) + 1.0, plan.aim_of(case.setting)
         if aim is not None:
             pairs = max(aim.least + 1, min(TYPICAL_PAIRS, aim.budget_seconds / (own + beside)))

@@ -17,6 +17,8 @@ DEFAULT_DATASET = "hf-internal-testing/librispeech_asr_dummy"
 SYNTHETIC = "synthetic"
 # The speed-up's 95 % interval, to either side.
 DEFAULT_PRECISION_PERCENT = 1.5
+# That are timed before the models move on in memory (``measure/moving.py``), which takes as long as a pair.
+PAIRS_PER_PLACE = 3
 SOUND_FILES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff"})
 TABLE_FILES = frozenset({".parquet", ".arrow"})
 
@@ -113,7 +115,7 @@ class Plan(NamedTuple):
         return not self.on_cuda and setting in cases.SETTINGS
 
     def uses_yardstick(self, setting: str) -> bool:
-        """Whether the yardstick is read beside flash rounds of ``setting``: ``generate``'s on a CPU.
+        """Whether the yardstick is read beside flash rounds of ``setting``, and models move: ``generate``'s on a CPU.
 
         A component does a part of its work only, and a GPU has a memory of its own.
         """

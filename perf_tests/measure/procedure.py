@@ -25,6 +25,7 @@ from perf_tests.subjects.workspace import CONTROL, Workspace
 from .counters import Counters, count_round
 from .hollow import count_hollow_round, warm_up_without_products
 from .memory import measure_round
+from .moving import move_models
 from .profile import profile_round
 from .rounds import choose_rounds
 from .time import WALL_CLOCK, Benchmark, time_rounds
@@ -78,8 +79,7 @@ class Procedure:
             self.progress.phase("profile")
             floor = workspace.floor(subject)
             info["op_shares"] = profile_round(subject, self.plan.profile, case, floor.seconds if floor else None)
-        control = stage.build(CONTROL).run_round if case.implementation == "flash" else None
-        info.update(self.time(case, subject, benchmark, control))
+        info.update(self.time(case, subject, benchmark, stage))
         info.update(workspace.findings(subject, wall_seconds(benchmark)))
         info["pass_seconds"] = self.progress.pass_seconds()
 
@@ -97,17 +97,17 @@ class Procedure:
             return record_counters(count_hollow_round(subject, case))
         return record_counters(count_round(subject, getattr(SETTINGS.get(case.setting), "new_tokens", None)))
 
-    def time(
-        self,
-        case: Case,
-        subject: Subject,
-        benchmark: Benchmark,
-        control: Callable[[], None] | None,
-    ) -> dict[str, Any]:
+    def time(self, case: Case, subject: Subject, benchmark: Benchmark, stage: Stage) -> dict[str, Any]:
         """The timed pass; returns what it adds to the record."""
-        yardstick = None
-        if control is not None and self.plan.uses_yardstick(case.setting) and is_available():
-            yardstick = Yardstick(case.cell, benchmark._timer).measure
+        original = stage.build(CONTROL) if case.implementation == "flash" else None
+        control = original.run_round if original is not None else None
+        moving: list[Subject] = []
+        other: Yardstick | None = None
+        if original is not None and self.plan.uses_yardstick(case.setting):
+            moving = [subject, original]
+            other = Yardstick(case.cell, benchmark._timer) if is_available() else None
+        yardstick = other.measure if other is not None else None
+        move = partial(move_models, stage, moving, other)
         gc.collect()
         settle_allocator()
         rounds, aim = self.plan.rounds_of(case.setting), self.plan.aim_of(case.setting)
@@ -115,12 +115,13 @@ class Procedure:
         warm_ups = 0 if control is None and self.plan.on_cuda and case.setting in SETTINGS else 1
         if control is not None and aim is not None and not benchmark.disabled:
             self.progress.phase("choosing the number of rounds")
-            rounds, warm_ups = choose_rounds(subject.run_round, control, aim, yardstick), 0
+            rounds, warm_ups = choose_rounds(subject.run_round, control, aim, yardstick, move), 0
         self.progress.phase("timing", rounds)
         with StateWatch(self.plan.device) as watch:
 
             def between(done: int) -> None:
                 self.progress.rounds_done(done)
+                move(done)
                 watch.between_rounds(done)
 
             beside = time_rounds(

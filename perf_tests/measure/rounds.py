@@ -9,6 +9,7 @@ taken, so that four cases of five need no more than what is chosen.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from perf_tests.common.intervals import CONFIDENCE, paired_ratios
@@ -24,19 +25,19 @@ SPREAD_CONFIDENCE = 0.8
 
 
 class Pilot(NamedTuple):
-    """The pilot's pairs, in seconds, and what the yardstick takes beside each.
+    """The pilot's pairs, in seconds, and what else they take: what goes before each, and the yardstick.
 
     The first pair warms up: it tells what a pair takes, and nothing of the spread.
     """
 
     control_seconds: list[float]
     seconds: list[float]
-    yardstick_seconds: list[float]
+    other_seconds: list[float]
 
     @property
     def spent(self) -> float:
         """All of it, in seconds."""
-        return math.fsum((*self.control_seconds, *self.seconds, *self.yardstick_seconds))
+        return math.fsum((*self.control_seconds, *self.seconds, *self.other_seconds))
 
     @property
     def pair_seconds(self) -> float:
@@ -45,17 +46,23 @@ class Pilot(NamedTuple):
 
 
 def choose_rounds(
-    run: Callable[[], None], control: Callable[[], None], aim: Aim, yardstick: Measure | None = None
+    run: Callable[[], None],
+    control: Callable[[], None],
+    aim: Aim,
+    yardstick: Measure | None = None,
+    between: Callable[[int], None] = lambda done: None,
 ) -> int:
     """Run a pilot and choose the number of rounds; the pilot ends early where the budget allows no choice.
 
-    The budget is of wall time, and so is the pilot, whatever clock the rounds are timed by.
+    ``between`` is told how many pairs are done, before each, as in ``time_rounds``. The budget is of wall time, and so
+    is the pilot, whatever clock the rounds are timed by.
     """
     pilot = Pilot([], [], [])
     while len(pilot.seconds) <= PILOT_PAIRS:
+        pilot.other_seconds.append(seconds_of(partial(between, len(pilot.seconds))))
         pilot.control_seconds.append(seconds_of(control))
         if yardstick is not None:
-            pilot.yardstick_seconds.append(seconds_of(yardstick))
+            pilot.other_seconds.append(seconds_of(yardstick))
         pilot.seconds.append(seconds_of(run))
         if pilot.pair_seconds * aim.least >= aim.budget_seconds:
             return aim.least

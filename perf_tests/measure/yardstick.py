@@ -65,13 +65,18 @@ class Yardstick:
     """
 
     def __init__(self, cell: Cell, clock: Clock) -> None:
-        self._clock = clock
+        self._cell, self._clock = cell, clock
         checkpoint = CHECKPOINTS[cell.checkpoint]
-        self._generator = torch.Generator().manual_seed(0)
         self._width, self._heads = checkpoint.d_model, checkpoint.heads
         self._head_width = self._width // self._heads
-        width, heads, head_width = self._width, self._heads, self._head_width
         self._tokens = setting_of(cell.setting).new_tokens
+        self.rebuild()
+
+    def rebuild(self) -> None:
+        """Make the same weights once more, elsewhere in memory."""
+        cell, checkpoint = self._cell, CHECKPOINTS[self._cell.checkpoint]
+        width, heads, head_width = self._width, self._heads, self._head_width
+        self._generator = torch.Generator().manual_seed(0)
         self._features = self._noise(1, checkpoint.mel_bins, MEL_FRAMES)
         self._convolutions = self._noise(width, checkpoint.mel_bins, 3), self._noise(width, width, 3)
         self._bias = self._noise(width)

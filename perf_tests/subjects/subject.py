@@ -117,6 +117,12 @@ class Stage:
         self._subjects.append(subject)
         return subject
 
+    def rebuild(self, subject: Subject) -> None:
+        """Build the model of ``subject`` once more, elsewhere in memory, when the one that it has is gone."""
+        del subject.model
+        collect_garbage(subject.place)
+        subject.model = self._weights.build(subject.implementation, subject.place.device, subject.place.dtype)
+
     @contextmanager
     def borrow(self, implementation: str, dtype: torch.dtype | None = None) -> Iterator[Subject]:
         """A subject for the length of a ``with`` block."""

@@ -58,6 +58,7 @@ class Weights:
     def __init__(self, cell: Cell, kind: str, other: "Weights | None" = None) -> None:
         self.cell = cell
         self.kind = kind
+        self._at_hand = False
         is_kin = other is not None and (other.cell.checkpoint, other.kind) == (cell.checkpoint, kind)
         self._random: dict[torch.dtype, dict[str, torch.Tensor]] = other._random if other and is_kin else {}
 
@@ -97,10 +98,13 @@ class Weights:
     ) -> WhisperForConditionalGeneration:
         name = CHECKPOINTS[self.cell.checkpoint].hub_id
         try:
-            return model_class.from_pretrained(name, **arguments)
+            # Asked once: a model that moves on in memory is built again and again.
+            model = model_class.from_pretrained(name, local_files_only=self._at_hand, **arguments)
         except OSError as error:
             reason = str(error).strip().splitlines()[0]
             raise WeightsUnavailableError(f"{name} is neither in the Hub's cache nor to be had: {reason}") from None
+        self._at_hand = True
+        return model
 
 
 def make_config(cell: Cell) -> WhisperConfig:

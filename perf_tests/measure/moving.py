@@ -1,0 +1,26 @@
+"""Models that move on in memory while they are timed, so that a run is of many places, not of one.
+
+Where a model's weights and buffers lie makes all of its rounds longer or shorter, of the control, the yardstick and
+flash each, as long as they lie there. Nothing that runs beside them corrects that.
+"""
+
+from collections.abc import Sequence
+
+from perf_tests.machine.allocator import settle_allocator
+from perf_tests.matrix.plan import PAIRS_PER_PLACE
+from perf_tests.subjects.subject import SHORT, Stage, Subject
+
+from .yardstick import Yardstick
+
+
+def move_models(stage: Stage, subjects: Sequence[Subject], yardstick: Yardstick | None, done: int) -> None:
+    """Where ``done`` pairs are as many as one place is for: build everything anew, and have it ready for a round."""
+    if not subjects or done % PAIRS_PER_PLACE:
+        return
+    for subject in subjects:
+        stage.rebuild(subject)
+    if yardstick is not None:
+        yardstick.rebuild()
+    settle_allocator()
+    for subject in subjects:
+        subject.generate(**SHORT)

@@ -110,7 +110,7 @@ def _case_seconds(case: Case, plan: Plan, speed: Speed) -> float:
     if case.implementation == "flash":
         beside = control
         if plan.uses_yardstick(case.setting):
-            beside += control * YARDSTICK_SHARE + 3 * build / PAIRS_PER_PLACE
+            beside += control * YARDSTICK_SHARE + (3 * build + own / 2) / PAIRS_PER_PLACE
         pairs, aim = plan.rounds_of(case.setting) + 1.0, plan.aim_of(case.setting)
         if aim is not None:
             pairs = max(aim.least + 1, min(TYPICAL_PAIRS, aim.budget_seconds / (own + beside)))

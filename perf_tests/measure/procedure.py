@@ -25,7 +25,7 @@ from perf_tests.subjects.workspace import CONTROL, Workspace
 from .counters import Counters, count_round
 from .hollow import count_hollow_round, warm_up_without_products
 from .memory import measure_round
-from .moving import move_models
+from .moving import move_models, stay
 from .profile import profile_round
 from .rounds import choose_rounds
 from .time import WALL_CLOCK, Benchmark, time_rounds
@@ -99,15 +99,15 @@ class Procedure:
 
     def time(self, case: Case, subject: Subject, benchmark: Benchmark, stage: Stage) -> dict[str, Any]:
         """The timed pass; returns what it adds to the record."""
-        original = stage.build(CONTROL) if case.implementation == "flash" else None
-        control = original.run_round if original is not None else None
-        moving: list[Subject] = []
-        other: Yardstick | None = None
-        if original is not None and self.plan.uses_yardstick(case.setting):
-            moving = [subject, original]
-            other = Yardstick(case.cell, benchmark._timer) if is_available() else None
-        yardstick = other.measure if other is not None else None
-        move = partial(move_models, stage, moving, other)
+        control = yardstick = None
+        move: Callable[[int], None] = stay
+        if case.implementation == "flash":
+            original = stage.build(CONTROL)
+            control = original.run_round
+            if self.plan.uses_yardstick(case.setting):
+                fixed = Yardstick(case.cell, benchmark._timer) if is_available() else None
+                yardstick = fixed.measure if fixed is not None else None
+                move = partial(move_models, stage, subject, original, fixed)
         gc.collect()
         settle_allocator()
         rounds, aim = self.plan.rounds_of(case.setting), self.plan.aim_of(case.setting)

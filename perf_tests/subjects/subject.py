@@ -120,7 +120,6 @@ class Stage:
     def rebuild(self, subject: Subject) -> None:
         """Build the model of ``subject`` once more, elsewhere in memory, when the one that it has is gone."""
         del subject.model
-        collect_garbage(subject.place)
         subject.model = self._weights.build(subject.implementation, subject.place.device, subject.place.dtype)
 
     @contextmanager

@@ -124,3 +124,17 @@ def test_a_cheap_case_has_a_whole_pilot() -> None:
     run = calls(0.01)
     choose_rounds(run, calls(0.01), Aim(2, 0.015, 40))
     assert called(run) == 1 + rounds.PILOT_PAIRS
+
+
+@pytest.mark.usefixtures("clock")
+def test_what_goes_before_each_pair_is_in_the_budget() -> None:
+    done: list[int] = []
+
+    def between(pairs: int) -> float:
+        done.append(pairs)
+        return 0.02
+
+    control = itertools.cycle([0.01, 0.012])
+    count = choose_rounds(calls(0.01), lambda: next(control), Aim(2, 1e-9, 10), between=between)
+    assert done == [*range(1 + rounds.PILOT_PAIRS)]
+    assert count + 1 + rounds.PILOT_PAIRS == pytest.approx(10 / (0.011 + 0.01 + 0.02), abs=1)

@@ -9,7 +9,7 @@ from perf_tests.matrix.cases import CHECKPOINTS, Cell
 from perf_tests.matrix.vocabulary import vocabulary_of
 from perf_tests.measure.procedure import rates
 from perf_tests.subjects.subject import Stage, clear_frames
-from perf_tests.subjects.weights import ZEROS, Weights, make_config, make_layouts, make_state_dict
+from perf_tests.subjects.weights import MODEL_CLASSES, ZEROS, Weights, make_config, make_layouts, make_state_dict
 
 # Distinct parameters of the published checkpoints.
 PUBLISHED_PARAMETERS = {
@@ -29,6 +29,22 @@ def test_dimensions_give_the_published_number_of_parameters(checkpoint: str) -> 
     with torch.device("meta"):
         model = WhisperForConditionalGeneration(config)
     assert sum(parameter.numel() for parameter in model.parameters()) == PUBLISHED_PARAMETERS[checkpoint]
+
+
+def test_a_checkpoint_of_the_hub_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    class Whisper(torch.nn.Module):
+        @classmethod
+        def from_pretrained(cls, name: str, *, local_files_only: bool, **other: object) -> "Whisper":
+            asked.append(local_files_only)
+            return cls()
+
+    monkeypatch.setitem(MODEL_CLASSES, "original", Whisper)
+    weights = Weights(Cell("tiny.en", 4, "single"), "pretrained")
+    for _ in range(3):
+        weights.build("original", torch.device("cpu"), torch.float32)
+    assert asked == [False, True, True]
 
 
 def test_weights_repeat_and_nest(mini_cell: Cell) -> None:

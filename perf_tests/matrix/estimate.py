@@ -5,7 +5,7 @@ from typing import NamedTuple
 from .cases import CHECKPOINTS, ENCODER_POSITIONS, SETTINGS, Case
 from .components import WORKS, function_of
 from .floors import floor_of, phases_of
-from .plan import PAIRS_PER_PLACE, Plan
+from .plan import Plan
 
 
 class Speed(NamedTuple):
@@ -32,6 +32,8 @@ GPU_TOKEN_SECONDS, GPU_LAYER_SECONDS, GPU_ENCODER_LAYER_SECONDS, GPU_ROW_SECONDS
 FLASH_SHARE = {"cpu": 0.57, "cuda": 0.2}
 EAGER_SHARE = {"cpu": 1.2, "cuda": 1.2}
 YARDSTICK_SHARE = 0.5
+# What moving on in memory takes per pair, in times that one model takes to be built.
+MOVING_BUILDS = 0.7
 # How many times its floor a component takes, and what a call takes at least.
 ABOVE_FLOOR, CALL_SECONDS = 2.5, 1e-3
 BUILD_PARAMETERS_PER_SECOND = 100e6
@@ -110,7 +112,7 @@ def _case_seconds(case: Case, plan: Plan, speed: Speed) -> float:
     if case.implementation == "flash":
         beside = control
         if plan.uses_yardstick(case.setting):
-            beside += control * YARDSTICK_SHARE + (3 * build + own / 2) / PAIRS_PER_PLACE
+            beside += control * YARDSTICK_SHARE + MOVING_BUILDS * build
         pairs, aim = plan.rounds_of(case.setting) + 1.0, plan.aim_of(case.setting)
         if aim is not None:
             pairs = max(aim.least + 1, min(TYPICAL_PAIRS, aim.budget_seconds / (own + beside)))

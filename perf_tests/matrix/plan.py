@@ -17,9 +17,6 @@ DEFAULT_DATASET = "hf-internal-testing/librispeech_asr_dummy"
 SYNTHETIC = "synthetic"
 # The speed-up's 95 % interval, to either side.
 DEFAULT_PRECISION_PERCENT = 1.5
-# That are timed before the models move on in memory (``measure/moving.py``). Moving takes 0.4 times as long as a pair;
-# where pairs differ by 4 % and places by 1 to 2 %, one to three pairs each tell most in a given time.
-PAIRS_PER_PLACE = 2
 SOUND_FILES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff"})
 TABLE_FILES = frozenset({".parquet", ".arrow"})
 

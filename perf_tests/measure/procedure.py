@@ -25,7 +25,7 @@ from perf_tests.subjects.workspace import CONTROL, Workspace
 from .counters import Counters, count_round
 from .hollow import count_hollow_round, warm_up_without_products
 from .memory import measure_round
-from .moving import move_models, stay
+from .moving import PAIRS_PER_PLACE, move_models, stay
 from .profile import profile_round
 from .rounds import choose_rounds
 from .time import WALL_CLOCK, Benchmark, time_rounds
@@ -100,7 +100,7 @@ class Procedure:
     def time(self, case: Case, subject: Subject, benchmark: Benchmark, stage: Stage) -> dict[str, Any]:
         """The timed pass; returns what it adds to the record."""
         control = yardstick = None
-        move: Callable[[int], None] = stay
+        move: Callable[[], None] = stay
         if case.implementation == "flash":
             original = stage.build(CONTROL)
             control = original.run_round
@@ -121,7 +121,8 @@ class Procedure:
 
             def between(done: int) -> None:
                 self.progress.rounds_done(done)
-                move(done)
+                if done % PAIRS_PER_PLACE == 0:
+                    move()
                 watch.between_rounds(done)
 
             beside = time_rounds(

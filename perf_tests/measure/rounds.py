@@ -7,14 +7,15 @@ and ``d`` as logarithms. From few pairs ``σ`` is known badly: the upper end of 
 taken, so that four cases of five need no more than what is chosen.
 """
 
+import itertools
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 from perf_tests.common.intervals import CONFIDENCE, paired_ratios
 from perf_tests.matrix.plan import Aim
 
+from .moving import PAIRS_PER_PLACE, stay
 from .time import seconds_of
 from .yardstick import Measure
 
@@ -25,24 +26,27 @@ SPREAD_CONFIDENCE = 0.8
 
 
 class Pilot(NamedTuple):
-    """The pilot's pairs, in seconds, and what else they take: what goes before each, and the yardstick.
+    """The pilot's pairs, in seconds, what the yardstick takes beside each, and each move of the models.
 
     The first pair warms up: it tells what a pair takes, and nothing of the spread.
     """
 
     control_seconds: list[float]
     seconds: list[float]
-    other_seconds: list[float]
+    yardstick_seconds: list[float]
+    moving_seconds: list[float]
 
     @property
     def spent(self) -> float:
         """All of it, in seconds."""
-        return math.fsum((*self.control_seconds, *self.seconds, *self.other_seconds))
+        return math.fsum(itertools.chain(*self))
 
     @property
     def pair_seconds(self) -> float:
-        """What one pair takes, with all that is beside it."""
-        return self.spent / len(self.seconds)
+        """What one pair takes, with all that is beside it and its part of a move."""
+        moving = math.fsum(self.moving_seconds)
+        part = moving / len(self.moving_seconds) / PAIRS_PER_PLACE if self.moving_seconds else 0.0
+        return (self.spent - moving) / len(self.seconds) + part
 
 
 def choose_rounds(
@@ -50,19 +54,20 @@ def choose_rounds(
     control: Callable[[], None],
     aim: Aim,
     yardstick: Measure | None = None,
-    between: Callable[[int], None] = lambda done: None,
+    move: Callable[[], None] = stay,
 ) -> int:
     """Run a pilot and choose the number of rounds; the pilot ends early where the budget allows no choice.
 
-    ``between`` is told how many pairs are done, before each, as in ``time_rounds``. The budget is of wall time, and so
-    is the pilot, whatever clock the rounds are timed by.
+    ``move`` is called before the first of the pairs of each place. The budget is of wall time, and so is the pilot,
+    whatever clock the rounds are timed by.
     """
-    pilot = Pilot([], [], [])
+    pilot = Pilot([], [], [], [])
     while len(pilot.seconds) <= PILOT_PAIRS:
-        pilot.other_seconds.append(seconds_of(partial(between, len(pilot.seconds))))
+        if len(pilot.seconds) % PAIRS_PER_PLACE == 0:
+            pilot.moving_seconds.append(seconds_of(move))
         pilot.control_seconds.append(seconds_of(control))
         if yardstick is not None:
-            pilot.other_seconds.append(seconds_of(yardstick))
+            pilot.yardstick_seconds.append(seconds_of(yardstick))
         pilot.seconds.append(seconds_of(run))
         if pilot.pair_seconds * aim.least >= aim.budget_seconds:
             return aim.least

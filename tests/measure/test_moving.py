@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from perf_tests.matrix.cases import Cell
-from perf_tests.matrix.plan import PAIRS_PER_PLACE
 from perf_tests.measure.moving import move_models
 from perf_tests.measure.yardstick import Yardstick, is_available
 from perf_tests.subjects.subject import Stage
@@ -23,7 +22,7 @@ def test_models_that_moved_compute_the_same_and_the_old_ones_are_gone(stage: Sta
     old = [weakref.ref(subject.model) for subject in subjects]
     gc.disable()
     try:
-        move_models(stage, *subjects, None, done=0)
+        move_models(stage, *subjects, None)
         assert [model() for model in old] == [None, None]
     finally:
         gc.enable()
@@ -34,15 +33,6 @@ def test_models_that_moved_compute_the_same_and_the_old_ones_are_gone(stage: Sta
 def test_the_yardstick_moves_and_keeps_its_weights(mini_cell: Cell, stage: Stage) -> None:
     yardstick = Yardstick(mini_cell, tick)
     before = yardstick._encoder[0].qkv
-    move_models(stage, stage.build("flash"), stage.build(CONTROL), yardstick, done=0)
+    move_models(stage, stage.build("flash"), stage.build(CONTROL), yardstick)
     assert yardstick._encoder[0].qkv is not before
     assert torch.equal(yardstick._encoder[0].qkv, before)
-
-
-def test_models_stay_for_the_pairs_of_a_place(stage: Stage) -> None:
-    flash, control = stage.build("flash"), stage.build(CONTROL)
-    places = []
-    for done in range(3 * PAIRS_PER_PLACE):
-        move_models(stage, flash, control, None, done)
-        places.append((flash.model, control.model))
-    assert [places.index(place) for place in places] == [done - done % PAIRS_PER_PLACE for done in range(len(places))]

@@ -12,8 +12,9 @@ import torch
 from perf_tests.machine.place import Place
 from perf_tests.matrix import cases
 from perf_tests.matrix.cases import Case, Cell
-from perf_tests.matrix.plan import PAIRS_PER_PLACE, Options, Probes, make_plan
+from perf_tests.matrix.plan import Options, Probes, make_plan
 from perf_tests.measure.counters import count_launches
+from perf_tests.measure.moving import PAIRS_PER_PLACE
 from perf_tests.measure.procedure import Procedure
 from perf_tests.session.progress import Progress
 from perf_tests.subjects.audio import Speech

@@ -11,6 +11,7 @@ import pytest
 from perf_tests.common.intervals import estimate_speedup
 from perf_tests.matrix.plan import Aim
 from perf_tests.measure import rounds
+from perf_tests.measure.moving import PAIRS_PER_PLACE
 from perf_tests.measure.rounds import Pilot, choose_rounds, rounds_for
 from perf_tests.measure.yardstick import Reading
 
@@ -18,7 +19,7 @@ from perf_tests.measure.yardstick import Reading
 def make_pilot(spread: float, pairs: int = 8, seconds: float = 0.1) -> Pilot:
     """A warm-up pair, and pairs whose logarithms' standard deviation is just `spread`."""
     shifts = [0, *((-1) ** index * spread * math.sqrt((pairs - 1) / pairs) for index in range(pairs))]
-    return Pilot([2 * seconds * math.exp(shift) for shift in shifts], [seconds] * (pairs + 1), [])
+    return Pilot([2 * seconds * math.exp(shift) for shift in shifts], [seconds] * (pairs + 1), [], [])
 
 
 def test_calm_pairs_need_no_more_than_the_least() -> None:
@@ -47,12 +48,12 @@ def test_the_budget_bounds_the_rounds_and_counts_the_pilot() -> None:
 
 @pytest.mark.parametrize("pairs", [1, 2])
 def test_a_warm_up_and_one_pair_tell_nothing_of_the_spread(pairs: int) -> None:
-    pilot = Pilot([0.2] * pairs, [0.1] * pairs, [])
+    pilot = Pilot([0.2] * pairs, [0.1] * pairs, [], [])
     assert rounds_for(pilot, Aim(10, 0.015, pilot.spent + 99.5 * 0.3)) == 99
 
 
 def test_the_warm_up_is_no_spread() -> None:
-    cold = Pilot([5.0, *[0.2] * 8], [0.1] * 9, [])
+    cold = Pilot([5.0, *[0.2] * 8], [0.1] * 9, [], [])
     assert rounds_for(cold, Aim(10, 0.015, 1000)) == 10
 
 
@@ -61,7 +62,7 @@ def test_so_many_rounds_give_the_precision_that_was_asked_for() -> None:
     within = 0
     for _ in range(40):
         pairs = [(2 * noise.gauss(1, 0.03), noise.gauss(1, 0.03)) for _ in range(500)]
-        pilot = Pilot([control for control, _ in pairs[:9]], [seconds for _, seconds in pairs[:9]], [])
+        pilot = Pilot([control for control, _ in pairs[:9]], [seconds for _, seconds in pairs[:9]], [], [])
         count = rounds_for(pilot, Aim(6, 0.015, 1e6))
         control, seconds = zip(*pairs[9 : 9 + count], strict=True)
         speedup = estimate_speedup(control, seconds)
@@ -127,14 +128,13 @@ def test_a_cheap_case_has_a_whole_pilot() -> None:
 
 
 @pytest.mark.usefixtures("clock")
-def test_what_goes_before_each_pair_is_in_the_budget() -> None:
-    done: list[int] = []
+def test_the_budget_holds_with_models_that_move() -> None:
+    control, move = itertools.cycle([0.01, 0.012]), calls(0.05)
+    count = choose_rounds(calls(0.01), lambda: next(control), Aim(2, 1e-9, 10), move=move)
+    assert called(move) == -(-(1 + rounds.PILOT_PAIRS) // PAIRS_PER_PLACE)
+    assert count + 1 + rounds.PILOT_PAIRS == pytest.approx(10 / (0.011 + 0.01 + 0.05 / PAIRS_PER_PLACE), abs=2)
 
-    def between(pairs: int) -> float:
-        done.append(pairs)
-        return 0.02
 
-    control = itertools.cycle([0.01, 0.012])
-    count = choose_rounds(calls(0.01), lambda: next(control), Aim(2, 1e-9, 10), between=between)
-    assert done == [*range(1 + rounds.PILOT_PAIRS)]
-    assert count + 1 + rounds.PILOT_PAIRS == pytest.approx(10 / (0.011 + 0.01 + 0.02), abs=1)
+@pytest.mark.usefixtures("clock")
+def test_a_pilot_of_one_pair_takes_its_move_for_that_of_a_whole_place() -> None:
+    assert choose_rounds(calls(1), calls(1), Aim(2, 0.015, 20), move=calls(1)) == int(17 / (2 + 1 / PAIRS_PER_PLACE))

@@ -6,7 +6,7 @@
 Beside the jobs there are resampled ones, of the processes that the jobs have measured, drawn at random and ended by the
 same rule, and such of at most five blocks, as `ab --budget 5` has, also with HEAD's rounds taken for longer. A job has
 as long as one on CI has for each of the quick preset's four cases. Of jobs that ended by an earlier rule the file has
-the processes alone.
+the processes alone, and those whose processes had their models in one place are none of the twenty.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 from perf_tests.ab.session import LEAST_BLOCKS, is_settled
 from perf_tests.gate.thresholds import TIME
 from perf_tests.gate.verdicts import Verdict
+from perf_tests.measure.moving import PAIRS_PER_PLACE
 from perf_tests.runs.records import Record
 from tests.disturbances import COLUMNS, MEASURED_ON, ORDINARY, ROOT, beside, condense_case, judge, make_record
 
@@ -55,7 +56,7 @@ def run_jobs(jobs: Jobs, file: Path) -> None:
     """Run what is missing of the jobs, calm and disturbed ones in turn."""
     for number in range(1, JOBS + 1):
         for column in BESIDE:
-            if sum(job["beside"] == column and "verdict" in job for job in jobs) < number:
+            if sum(job["beside"] == column and "pairs_per_place" in job for job in jobs) < number:
                 with beside(COLUMNS[column].others):
                     jobs.append({"beside": column, **run_job()})
                 file.write_text("[\n" + ",\n".join(map(json.dumps, jobs)) + "\n]\n", encoding="utf-8")
@@ -83,6 +84,7 @@ def run_job() -> dict[str, Any]:
         "datetime": runs[0]["datetime"],
         "cpu": [machine["cpu"][key] for key in ("brand_raw", "family", "model")],
         "package_hash": machine["package_hash"],
+        "pairs_per_place": PAIRS_PER_PLACE,
         "processes": [condense_case(run) for run in runs],
     }
 
@@ -119,9 +121,13 @@ def report(jobs: Jobs) -> None:
 
 
 def when_and_where(job: Mapping[str, Any]) -> str:
-    """The day of a job and its CPU, by name, family and model: on another CPU the noise is another one too."""
+    """The day of a job and its CPU, by name, family and model: on another CPU the noise is another one too.
+
+    So it was where a process had its models in one place.
+    """
     name, family, model = job["cpu"]
-    return f"{job['datetime'][:10]}, {name} {family}/{model}"
+    place = "" if "pairs_per_place" in job else ", in one place"
+    return f"{job['datetime'][:10]}, {name} {family}/{model}{place}"
 
 
 class Resampled(NamedTuple):

@@ -70,10 +70,15 @@ class Yardstick:
         self._width, self._heads = checkpoint.d_model, checkpoint.heads
         self._head_width = self._width // self._heads
         self._tokens = setting_of(cell.setting).new_tokens
+        self._encoder: list[_Layer] = []
+        self._decoder: list[_Layer] = []
+        self._cross: list[_Cross] = []
         self.rebuild()
 
     def rebuild(self) -> None:
-        """Make the same weights once more, elsewhere in memory."""
+        """Make the same weights once more, elsewhere in memory, when those of the layers are gone."""
+        for layers in (self._encoder, self._decoder, self._cross):
+            layers.clear()
         cell, checkpoint = self._cell, CHECKPOINTS[self._cell.checkpoint]
         width, heads, head_width = self._width, self._heads, self._head_width
         self._generator = torch.Generator().manual_seed(0)

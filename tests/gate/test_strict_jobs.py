@@ -10,7 +10,7 @@ from perf_tests.runs.records import Record
 from tests.disturbances import MEASURED_ON, make_record
 from tests.strict_jobs import FEW_BLOCKS, Resampled, resample, when_and_where
 
-QUIET, NOISY = "2026-11-29, AMD EPYC 25/17", "2026-11-30, AMD EPYC 25/17"
+QUIET, NOISY = (f"2026-11-{day}, AMD EPYC 25/17, in one place" for day in (29, 30))
 # As many as 45 minutes have on these machines.
 MOST_BLOCKS = 46
 DRAWS = 100

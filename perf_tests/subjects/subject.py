@@ -78,8 +78,9 @@ class Subject:
         return getattr(self.model, "uncaptured", nullcontext)()
 
     def release(self) -> None:
-        """Let go of everything that takes memory, whoever holds the subject."""
-        del self.model, self.features
+        """Let go of everything that takes memory, whoever holds the subject; of a model that is there, or was to be."""
+        for name in ("model", "features"):
+            vars(self).pop(name, None)
 
 
 class Stage:

@@ -6,15 +6,10 @@ import weakref
 import pytest
 import torch
 
-from perf_tests.matrix.cases import Cell
 from perf_tests.measure.moving import move_models
-from perf_tests.measure.yardstick import Yardstick, is_available
 from perf_tests.subjects.subject import Stage
 from perf_tests.subjects.weights import Weights
 from perf_tests.subjects.workspace import CONTROL
-from tests.plugins.ticking_clock import tick
-
-needs_onednn = pytest.mark.skipif(not is_available(), reason="the yardstick needs oneDNN")
 
 
 def test_models_that_moved_compute_the_same_and_the_old_ones_are_gone(stage: Stage) -> None:
@@ -28,15 +23,6 @@ def test_models_that_moved_compute_the_same_and_the_old_ones_are_gone(stage: Sta
     finally:
         gc.enable()
     assert all(map(torch.equal, (subject.generate() for subject in subjects), tokens))
-
-
-@needs_onednn
-def test_the_yardstick_moves_and_keeps_its_weights(mini_cell: Cell, stage: Stage) -> None:
-    yardstick = Yardstick(mini_cell, tick)
-    before = yardstick._encoder[0].qkv
-    move_models(stage, stage.build("flash"), stage.build(CONTROL), yardstick)
-    assert yardstick._encoder[0].qkv is not before
-    assert torch.equal(yardstick._encoder[0].qkv, before)
 
 
 def test_where_moving_fails_the_stage_can_be_cleared(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,6 +83,15 @@ def test_its_numbers_stay_in_range() -> None:
     assert 0.1 < states.abs().mean() < 10
 
 
+@needs_onednn
+def test_it_moves_and_keeps_its_weights() -> None:
+    yardstick = Yardstick(Cell("tiny.en", 2, "single"), WALL_CLOCK)
+    before = yardstick._encoder[0].qkv
+    yardstick.rebuild()
+    assert yardstick._encoder[0].qkv is not before
+    assert torch.equal(yardstick._encoder[0].qkv, before)
+
+
 def test_the_parts_are_recorded_by_name() -> None:
     record = make_record([Reading(1.0, 0.1), Reading(5.0, 0.5)])
     assert record == {"version": VERSION, "rounds_seconds": {"encoder": [1.0, 5.0], "decoding": [0.1, 0.5]}}

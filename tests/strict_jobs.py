@@ -152,7 +152,7 @@ def make_job(processes: Sequence[Record], most: int, delay: float) -> Resampled:
     bases, heads = processes[::2], [slow_down(process, delay) for process in processes[1::2]]
     for blocks in range(LEAST_BLOCKS, min(most, len(heads)) + 1):
         found = judge(pool(bases[:blocks]), pool(heads[:blocks]))
-        if is_settled(found.verdict or Verdict.AMBIGUOUS, found):
+        if is_settled(found.verdict or Verdict.AMBIGUOUS, found, blocks):
             break
     return Resampled(found.verdict, blocks)
 

@@ -26,6 +26,9 @@ from .trees import Side
 
 # With fewer there is no interval.
 LEAST_BLOCKS = 2
+# Processes have a fast and a slow state more than they have a mean. With two or three on each side, those of one side
+# are now and then all in one state, and the interval that follows from them is far too narrow.
+BLOCKS_OF_A_CHANGE = 4
 MANIFEST = "session.json"
 
 
@@ -161,16 +164,18 @@ def run_session(session: Session, limits: Limits, compare: Callable[[Pooled], Co
         session.tell(f"{len(targets)} of {len(comparison.cases)} cases not settled after {len(session.blocks)} blocks")
 
 
-def is_settled(verdict: Verdict, time_finding: Finding | None) -> bool:
-    """Whether more rounds could hardly change a verdict.
+def is_settled(verdict: Verdict, time_finding: Finding | None, blocks: int) -> bool:
+    """Whether more blocks than these could hardly change a verdict.
 
     They cannot where nothing was timed, or where something exact has failed. Else the interval must lie on one side of
-    what is allowed: to stop at the first verdict would be to stop at the first accident.
+    what is allowed: to stop at the first verdict would be to stop at the first accident. A change takes more blocks.
     """
     if verdict in (Verdict.MISSING, Verdict.FAILED, Verdict.NEW) or time_finding is None:
         return True
     low, high, allowed = time_finding.low, time_finding.high, time_finding.allowed
     if low is None or high is None or allowed is None or time_finding.verdict is Verdict.AMBIGUOUS:
+        return False
+    if time_finding.verdict is not Verdict.PASS and blocks < BLOCKS_OF_A_CHANGE:
         return False
     return bool(high <= allowed or low > allowed)
 
@@ -197,5 +202,6 @@ def check_package(run: Run, side: Side) -> None:
 def _open_targets(session: Session, comparison: Comparison) -> list[str]:
     """Pytest's node ids of the cases that are not settled."""
     node_ids = {bench["name"]: bench["fullname"] for bench in session.blocks[0][1].document["benchmarks"]}
-    unsettled = [case.id for case in comparison.cases if not is_settled(case.verdict, case.finding(TIME))]
+    done = len(session.blocks)
+    unsettled = [case.id for case in comparison.cases if not is_settled(case.verdict, case.finding(TIME), done)]
     return [node_ids[name] for name in unsettled if name in node_ids]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from perf_tests.ab.process import Job
+from perf_tests.ab.session import BLOCKS_OF_A_CHANGE
 from perf_tests.common.package_hash import PACKAGE
 from tests.make_runs import FLASH, add_yardstick, disturb, info_of, make_cuda, make_gpu_samples, set_outcome, slow_down
 from tests.whole_runs import validate_run
@@ -165,6 +166,14 @@ def test_a_budget_ends_where_all_is_settled(ab: Ab, lab: Lab) -> None:
     outcome = ab("--budget", "60")
     assert outcome.code == 0
     assert 4 <= len(lab.jobs) <= 8
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_change_takes_more_blocks(ab: Ab, lab: Lab) -> None:
+    """However clear it is after two or three: all processes of one side may be in one state then."""
+    lab.factors = {"head": 1.3}
+    assert ab("--budget", "60").code == 1
+    assert len(lab.jobs) == 2 * BLOCKS_OF_A_CHANGE
 
 
 def waver(run: dict[str, Any], job: Job) -> None:

@@ -122,22 +122,27 @@ def test_progress_counts_the_rounds_that_are_done() -> None:
     assert done == [0, 0, 1, 2]
 
 
-def test_the_timed_region_holds_the_target_alone(benchmark: BenchmarkFixture) -> None:
-    if benchmark.disabled:
-        pytest.skip("needs pytest-benchmark enabled")
+def test_the_timed_region_holds_the_target_alone(benchmark: BenchmarkFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def spend(seconds: float) -> None:
+        nonlocal now
+        now += seconds
 
     def slow_reading() -> Reading:
-        time.sleep(0.05)
-        return Reading(0.03, 0.02)
+        spend(5)
+        return Reading(3, 2)
 
+    monkeypatch.setattr(benchmark, "disabled", False)  # pytest-xdist disables it
+    monkeypatch.setattr(benchmark, "_timer", lambda: now)
     beside = time_rounds(
         benchmark,
-        lambda: time.sleep(0.02),
+        lambda: spend(2),
         5,
-        control=lambda: time.sleep(0.05),
+        control=lambda: spend(7),
         yardstick=slow_reading,
-        between=lambda done: time.sleep(0.05),
+        between=lambda done: spend(11),
     )
-    assert len(beside.control_seconds) == len(beside.readings) == len(benchmark.stats.stats.data) == 5
-    assert min(benchmark.stats.stats.data) == pytest.approx(0.02, abs=0.002)
-    assert min(beside.control_seconds) == pytest.approx(0.05, abs=0.002)
+    assert benchmark.stats.stats.data == [2] * 5
+    assert beside.control_seconds == [7] * 5
+    assert beside.readings == [Reading(3, 2)] * 5

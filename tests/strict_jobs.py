@@ -6,7 +6,8 @@
 Beside the jobs there are resampled ones, of the processes that the jobs have measured, drawn at random and ended by the
 same rule, and such of at most five blocks, as `ab --budget 5` has, also with HEAD's rounds taken for longer. A job has
 as long as one on CI has for each of the quick preset's four cases. Of jobs that ended by an earlier rule the file has
-the processes alone, and those whose processes had their models in one place are none of the twenty.
+the processes alone, but that jobs from before a change took four blocks count as they ended; and those whose processes
+had their models in one place are none of the twenty.
 """
 
 import argparse

@@ -171,7 +171,8 @@ def test_a_level_that_is_not_there_is_an_error() -> None:
 
 SERVED = Plan(queries=FEWEST_QUERIES)
 fastest = pytest.mark.skipif(
-    cpu_library.why_not() is not None or not cpu_library.level(), reason="this processor has the portable level alone"
+    cpu_library.why_not() is not None or not cpu_library.level(),
+    reason=cpu_library.why_not() or "this processor has the portable level alone",
 )
 
 

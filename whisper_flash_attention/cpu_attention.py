@@ -22,6 +22,7 @@ from torch.utils.flop_counter import register_flop_formula, sdpa_flop_count
 
 from . import cpu_library, kernels
 from .cpu_library import DTYPES
+from .plain import is_plain_inference
 
 FEWEST_QUERIES = 128
 """From so many queries on this attention serves: fewer of one audio are too few units of work for several threads."""
@@ -54,7 +55,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor | 
     Returns:
         `(batch, heads, queries, head_dim)`, of which each query's heads lie side by side; None where it does not serve.
     """
-    if query.shape[2] < FEWEST_QUERIES or not all(kernels.is_plain_inference(each) for each in (query, key, value)):
+    if query.shape[2] < FEWEST_QUERIES or not all(is_plain_inference(each) for each in (query, key, value)):
         return None
     is_wide = query.dtype == torch.float32 or kernels.upcasts(query)
     shape = (*query.shape[:2], key.shape[2], query.shape[3])

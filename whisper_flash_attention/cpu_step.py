@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from . import cpu_library, kernels
+from . import cpu_library
 from .cpu_library import DTYPES
 from .kv_cache import WhisperKVCache
+from .plain import is_plain_inference, is_plain_tensor
 from .weights import DecoderWeights, LayerWeights, Norm, Projection
 
 MOST_ROWS = 32
@@ -127,7 +128,7 @@ class CompiledStep:
     @classmethod
     def bind(cls, weights: DecoderWeights, cache: WhisperKVCache) -> Self | None:
         """Bind a decoder and a cache that the compiled step serves; None for others."""
-        if not kernels.is_plain_inference(cache.self_buffer) or cache.self_buffer.dtype not in DTYPES:
+        if not is_plain_inference(cache.self_buffer) or cache.self_buffer.dtype not in DTYPES:
             return None
         # Asked for only now: a process that decodes on a GPU is told nothing about a CPU.
         library = cpu_library.library()
@@ -222,7 +223,7 @@ class CompiledStep:
         """
         # The alias is looked at, since another thread may give a parameter other numbers at any time.
         held = tensor.detach()
-        is_plain = kernels.is_plain_tensor(tensor) and kernels.is_plain_tensor(held)
+        is_plain = is_plain_tensor(tensor) and is_plain_tensor(held)
         if not is_plain or held.dtype != self._dtype or held.shape != shape:
             raise _RefusedError
         self._held.append(held)

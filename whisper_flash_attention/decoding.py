@@ -20,7 +20,6 @@ from transformers import (
 )
 from transformers.generation import GenerateEncoderDecoderOutput, GenerationMode
 
-from . import kernels
 from .beam_search import BeamSearch
 from .captured_decoding import hand_over
 from .choosing import Stopping, TokenChooser
@@ -30,6 +29,7 @@ from .flash_attention import ATTENTION_NAME
 from .generate_call import NotHandledError, call_of
 from .kv_cache import CacheShape, WhisperKVCache
 from .logits import ScoreProcessor
+from .plain import has_hooks
 from .weights import is_plain_decoder
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def can_decode(model: "FastGenerationMixin", named: dict[str, Any]) -> bool:
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         return False
     # Hooks must see the calls they would see; dropout, if only in one layer, must drop.
-    if model.is_overridden or any(module.training or kernels.has_hooks(module) for module in model.modules()):
+    if model.is_overridden or any(module.training or has_hooks(module) for module in model.modules()):
         return False
     return is_plain_decoder(model.model.decoder, model.proj_out)
 

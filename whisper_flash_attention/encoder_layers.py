@@ -7,6 +7,7 @@ from transformers.models.whisper import modeling_whisper
 
 from . import kernels
 from .flash_attention import WhisperFlashAttention
+from .plain import has_hooks, is_exact_gelu, is_plain
 
 
 class WhisperEncoderLayer(modeling_whisper.WhisperEncoderLayer):  # type: ignore[misc]
@@ -20,10 +21,10 @@ class WhisperEncoderLayer(modeling_whisper.WhisperEncoderLayer):  # type: ignore
         fuses = (
             linear is not kernels.torch_linear
             and not self.training
-            and kernels.is_exact_gelu(self.activation_fn)
+            and is_exact_gelu(self.activation_fn)
             and type(self.self_attn) is WhisperFlashAttention
-            and not kernels.has_hooks(self.self_attn)
-            and kernels.is_plain(self.self_attn.out_proj, self.fc1, self.fc2)
+            and not has_hooks(self.self_attn)
+            and is_plain(self.self_attn.out_proj, self.fc1, self.fc2)
         )
         if not fuses:
             return super().forward(hidden_states, attention_mask, **kwargs)  # type: ignore[no-any-return]

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from . import kernels
 from .encoder_layers import Conv1d, WhisperEncoderLayer
 from .flash_attention import ATTENTION_NAME, attention_forward
+from .plain import is_exact_gelu, is_plain, is_plain_call
 from .weights import Projection, are_alike, is_plain_attention
 
 CONVOLVED_POSITIONS = 375
@@ -33,7 +33,7 @@ def serves(encoder: WhisperEncoder, features: Tensor, memory: Tensor) -> bool:
         features: Its input.
         memory: To be lent.
     """
-    if type(encoder) is not WhisperEncoder or torch.is_grad_enabled() or not kernels.is_plain_call(features):
+    if type(encoder) is not WhisperEncoder or torch.is_grad_enabled() or not is_plain_call(features):
         return False
     config, places, positions = encoder.config, encoder.embed_positions, encoder.config.max_source_positions
     if config._attn_implementation not in {None, "sdpa", ATTENTION_NAME}:
@@ -45,7 +45,7 @@ def serves(encoder: WhisperEncoder, features: Tensor, memory: Tensor) -> bool:
     modules = [encoder.layer_norm]
     for layer in encoder.layers:
         attention = layer.self_attn
-        if type(layer) is not WhisperEncoderLayer or not kernels.is_exact_gelu(layer.activation_fn):
+        if type(layer) is not WhisperEncoderLayer or not is_exact_gelu(layer.activation_fn):
             return False
         if not is_plain_attention(attention, None, config.encoder_attention_heads):
             return False
@@ -53,7 +53,7 @@ def serves(encoder: WhisperEncoder, features: Tensor, memory: Tensor) -> bool:
         modules += [attention.out_proj, layer.final_layer_norm, layer.fc1, layer.fc2]
     weight = encoder.layer_norm.weight
     return (
-        kernels.is_plain(places, *modules)
+        is_plain(places, *modules)
         and are_alike([places, *modules])
         and (weight.dtype, weight.device) == (memory.dtype, memory.device)
     )

@@ -14,6 +14,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.models.whisper.modeling_whisper import WhisperAttention
 
 from . import cpu_attention, cpu_library, kernels, xformers_backend
+from .plain import is_plain, is_plain_call
 
 ATTENTION_NAME = "whisper_memory_efficient"
 """Not "flash": Transformers takes every name with that word for a FlashAttention package and looks for it."""
@@ -74,7 +75,7 @@ def _fused(
     scale: float,
 ) -> tuple[Tensor, str]:
     """Attention by the kernel that the tables of `kernels.py` name for the call."""
-    if mask is None and kernels.is_plain_call(query):
+    if mask is None and is_plain_call(query):
         served = xformers_backend.attend(query, key, value, causal=causal, dropout=dropout, scale=scale)
         if served is not None:
             return served, "xformers"
@@ -218,6 +219,6 @@ class WhisperFlashAttention(WhisperAttention):  # type: ignore[misc]
     def _project(self, layer: nn.Module, states: Tensor) -> Tensor:
         """Apply a projection, by the faster product where the layer is nothing but its weights."""
         linear = kernels.linear_for(states)
-        if linear is not kernels.torch_linear and isinstance(layer, nn.Linear) and kernels.is_plain(layer):
+        if linear is not kernels.torch_linear and isinstance(layer, nn.Linear) and is_plain(layer):
             return linear(states, layer.weight, layer.bias)
         return layer(states)  # type: ignore[no-any-return]

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, Self
 from torch import Tensor, nn
 from transformers.models.whisper.modeling_whisper import WhisperDecoder, WhisperDecoderLayer
 
-from . import kernels
 from .flash_attention import WhisperFlashAttention
+from .plain import is_exact_gelu, is_plain
 
 
 class Norm(NamedTuple):
@@ -172,12 +172,12 @@ def is_plain_decoder(decoder: WhisperDecoder, projection: nn.Module) -> bool:
         return False
     heads = decoder.config.decoder_attention_heads
     for index, layer in enumerate(decoder.layers):
-        if type(layer) is not WhisperDecoderLayer or not kernels.is_exact_gelu(layer.activation_fn):
+        if type(layer) is not WhisperDecoderLayer or not is_exact_gelu(layer.activation_fn):
             return False
         if not all(is_plain_attention(each, index, heads) for each in (layer.self_attn, layer.encoder_attn)):
             return False
     modules = decoder_modules(decoder, projection)
-    return kernels.is_plain(*modules) and are_alike(modules)
+    return is_plain(*modules) and are_alike(modules)
 
 
 def are_alike(modules: list[nn.Module]) -> bool:

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from whisper_flash_attention import kernels, weights, xformers_backend
+from whisper_flash_attention import plain, weights, xformers_backend
 
 CUDA = torch.device("cuda", 0)
 BLOCK = 512
@@ -143,8 +143,8 @@ def fake_cuda() -> Iterator[Watch]:
         patch.setattr(F, "scaled_dot_product_attention", fused_attention)
         torch.set_default_dtype(torch.float16)
         # To the package a fake tensor is one that only looks like numbers, and rightly so.
-        patch.setattr(kernels, "_PLAIN_TENSORS", kernels._PLAIN_TENSORS | {FakeTensor})
-        patch.setattr(kernels, "_is_plain_parameter", lambda parameter: type(parameter) in kernels._PLAIN_TENSORS)
+        patch.setattr(plain, "_PLAIN_TENSORS", plain._PLAIN_TENSORS | {FakeTensor})
+        patch.setattr(plain, "_is_plain_parameter", lambda parameter: type(parameter) in plain._PLAIN_TENSORS)
         patch.setattr(weights, "_places", _places)  # its numbers lie nowhere
         ops = xformers_backend.Ops(
             SimpleNamespace(memory_efficient_attention=watch.attend),  # type: ignore[arg-type]

@@ -11,7 +11,8 @@ import pytest
 from whisper_flash_attention import cpu_library
 
 ROOT = Path(__file__).parents[2]
-STEP, ATTENTION = "tests/model/test_cpu_step.py", "tests/model/test_cpu_attention.py"
+STEP = ("tests/model/test_cpu_step.py", "tests/model/test_cpu_step_threads.py")
+ATTENTION = "tests/model/test_cpu_attention.py"
 SANITIZERS = ("libasan.so", "libubsan.so")
 
 pytestmark = [
@@ -44,7 +45,7 @@ def run_tests(tests: tuple[str, ...], library: Path, *flags: str, **environment:
 
 def test_threads_that_come_at_any_time_change_nothing(tmp_path: Path) -> None:
     """Each sleeps for a while of its own before every barrier."""
-    run_tests((STEP,), tmp_path / "delayed_cpu_library.so", "-DRANDOM_DELAYS")
+    run_tests(STEP, tmp_path / "delayed_cpu_library.so", "-DRANDOM_DELAYS")
 
 
 def test_memory_is_its_own_and_nothing_is_undefined(tmp_path: Path) -> None:
@@ -55,7 +56,7 @@ def test_memory_is_its_own_and_nothing_is_undefined(tmp_path: Path) -> None:
     if not all(map(os.path.isabs, found)):
         pytest.skip("this g++ has no sanitizers")
     run_tests(
-        (STEP, ATTENTION),
+        (*STEP, ATTENTION),
         tmp_path / "sanitized_cpu_library.so",
         *("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"),
         LD_PRELOAD=":".join(found),
